@@ -1,0 +1,1 @@
+"""Masks, frames and boundaries: tensor functions that know no model."""
