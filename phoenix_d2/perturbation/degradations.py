@@ -1,0 +1,96 @@
+"""Realistic coarse masks at image resolution: what evaluation refines, and what users can test with.
+
+Each keeps at least one pixel: a degradation that would leave nothing returns the mask as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+
+from phoenix_d2.perturbation import morphology
+from phoenix_d2.perturbation.morphology import BoolMask
+
+Degradation: TypeAlias = Callable[[BoolMask, float, np.random.Generator], BoolMask]
+
+
+def mask_head(mask: BoolMask, *, size: int = 28) -> BoolMask:
+    """What a detector's mask head of size x size loses: the mask squeezed through that grid and back.
+
+    Args:
+        mask: (h, w) bool.
+        size: side of the grid that the object's box, grown by a twentieth a side, is resampled to.
+
+    Returns:
+        (h, w) bool.
+    """
+    if not mask.any():
+        return np.array(mask)
+    rows, columns = _grown_box(mask)
+    crop = mask[rows, columns].astype(np.float32)
+    squeezed = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
+    degraded = np.zeros_like(mask)
+    degraded[rows, columns] = cv2.resize(squeezed, crop.shape[::-1], interpolation=cv2.INTER_LINEAR) > 0.5
+    return degraded if degraded.any() else np.array(mask)
+
+
+def coarsen_polygon(mask: BoolMask, *, tolerance: float) -> BoolMask:
+    """What hasty annotation loses: every contour, holes too, as a polygon of few vertices (Douglas-Peucker).
+
+    Args:
+        mask: (h, w) bool.
+        tolerance: largest distance between contour and polygon, as a share of the contour's perimeter.
+
+    Returns:
+        (h, w) bool.
+    """
+    contours = morphology.find_contours(mask.astype(np.uint8))
+    polygons = [
+        cv2.approxPolyDP(contour, tolerance * cv2.arcLength(contour, True), True).astype(np.int32)
+        for contour in contours
+    ]
+    degraded = morphology.fill_contours(polygons, mask.shape).astype(bool)
+    return degraded if degraded.any() else np.array(mask)
+
+
+def morphological(mask: BoolMask, *, iou_threshold: float, rng: np.random.Generator) -> BoolMask:
+    """Morphological noise down to an IoU; see `morphology.perturb_mask`."""
+    return morphology.perturb_mask(mask, iou_threshold=iou_threshold, rng=rng)
+
+
+def _mask_head(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolMask:
+    """A grid of 56 (strength 0) to 7 (strength 1); 28 and 14 lie a third and two thirds of the way."""
+    return mask_head(mask, size=round(56 * 8.0**-strength))
+
+
+def _polygon(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolMask:
+    """A tolerance of 0.2 % to 2 % of the perimeter."""
+    return coarsen_polygon(mask, tolerance=0.002 * 10.0**strength)
+
+
+def _morphological(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolMask:
+    """An IoU of 0.9 to 0.5."""
+    return morphological(mask, iou_threshold=0.9 - 0.4 * strength, rng=rng)
+
+
+DEGRADATIONS: dict[str, Degradation] = {
+    "mask_head": _mask_head,
+    "polygon": _polygon,
+    "morphological": _morphological,
+}
+"""By name: (mask (h, w) bool, strength from 0, mild, to 1, severe, rng) -> (h, w) bool."""
+
+
+def _grown_box(mask: BoolMask) -> tuple[slice, slice]:
+    """Rows and columns of the mask's box, grown by a twentieth of its side (a pixel at least) and clipped."""
+    rows, columns = (_grown_span(np.flatnonzero(mask.any(axis=axis)), mask.shape[1 - axis]) for axis in (1, 0))
+    return rows, columns
+
+
+def _grown_span(occupied: np.ndarray, length: int) -> slice:
+    low, high = int(occupied[0]), int(occupied[-1]) + 1
+    margin = max(round((high - low) / 20), 1)
+    return slice(max(low - margin, 0), min(high + margin, length))

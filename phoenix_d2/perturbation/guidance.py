@@ -1,0 +1,40 @@
+"""Guidance masks: the shape that an attack drives the decoded mask to (paper 3.3, Figure 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from enum import IntEnum
+
+import torch
+from torch import Tensor
+
+
+class Guide(IntEnum):
+    """The direction of a perturbation, and so the kind of error that it makes."""
+
+    EXPANSION = 0
+    """All ones: false positives."""
+    CONTRACTION = 1
+    """All zeros: false negatives."""
+    INVERSION = 2
+    """The complement of the target: both."""
+
+
+def guidance_masks(target_masks: Tensor, guides: Tensor) -> Tensor:
+    """Guidance mask of each target.
+
+    Args:
+        target_masks: (N, s, s) bool.
+        guides: (N,) long, values of `Guide`.
+
+    Returns:
+        (N, s, s) float32, 0 or 1.
+    """
+    guides = guides[:, None, None]
+    return torch.where(guides == Guide.INVERSION, ~target_masks, guides == Guide.EXPANSION).float()
+
+
+def draw_guides(n: int, choices: Sequence[Guide], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Draw a guide for each of `n` masks, uniformly among `choices`: (n,) long on `device`."""
+    index = torch.randint(len(choices), (n,), generator=generator, device=generator.device)
+    return torch.tensor(choices, dtype=torch.long, device=device)[index.to(device)]
