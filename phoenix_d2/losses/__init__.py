@@ -1,0 +1,1 @@
+"""What the refiner is trained on: mask losses, the predicted IoU, and contrastive refinement learning (CMRL)."""
