@@ -1,0 +1,364 @@
+"""The refiner: encode an image, prompt with coarse masks, decode, and again.
+
+The only place where the steps are composed; training, the detector hook and the offline tools all
+come here. Shape letters as in `structures`; S is the side of the model input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from phoenix_d2.ops.frames import Frame
+from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
+from phoenix_d2.prompting import CoarseMaskPrompter
+from phoenix_d2.sam.decoder import MaskDecoder
+from phoenix_d2.sam.prompt_encoder import PromptEncoder
+from phoenix_d2.structures import MaskPrediction, Prompts, RefinementResult, RefinementStatus
+
+# a mask of fewer low-resolution pixels says too little to be prompted with
+_MIN_LOW_RES_AREA = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefineOptions:
+    """How `MaskRefiner.refine` works through the masks of an image.
+
+    Attributes:
+        num_iters: passes of the cascade; each pass' mask is the next one's input (paper B.3).
+        chunk_size: masks decoded together, which bounds the memory; 8 is best on a CPU, a GPU takes more.
+        zoom_small: refine masks that are too small for the low-resolution frame (under 16 of its
+            pixels) on a window of their own around them; off, they are kept as they were.
+        zoom_below: also zoom every mask whose window is smaller than this share of the image's long
+            side. Finer outlines for an encoder pass a mask; 0 is off.
+        zoom_context: side of a window in units of the mask's box.
+    """
+
+    num_iters: int = 5
+    chunk_size: int = 8
+    zoom_small: bool = True
+    zoom_below: float = 0.0
+    zoom_context: float = 2.0
+
+    def __post_init__(self) -> None:
+        if self.num_iters < 1 or self.chunk_size < 1:
+            raise ValueError(f"num_iters and chunk_size must be at least 1, got {self.num_iters} and {self.chunk_size}.")
+        if not self.zoom_context > 1:
+            raise ValueError(f"zoom_context must be above 1, the box itself, got {self.zoom_context}.")
+
+
+@dataclass(frozen=True)
+class _Cues:
+    """Points and boxes that the user gave for the masks of an image, in the image frame (paper A.2)."""
+
+    points: Tensor | None
+    labels: Tensor | None
+    boxes: Tensor | None
+
+    def in_frames(self, rows: Tensor, frames: Sequence[Frame]) -> _Cues:
+        """The cues of some masks in model-input coordinates, each mask's in its own frame."""
+
+        def to_input(coords: Tensor) -> Tensor:
+            return torch.stack([frame.coords_to_input(c) for c, frame in zip(coords[rows], frames, strict=True)])
+
+        return _Cues(
+            None if self.points is None else to_input(self.points),
+            None if self.labels is None else self.labels[rows],
+            None if self.boxes is None else to_input(self.boxes.unflatten(1, (2, 2))).flatten(1),
+        )
+
+
+class MaskRefiner(nn.Module):
+    """SAM's encoder and decoder, prompted by coarse masks.
+
+    Args:
+        image_encoder: (B, 3, S, S) -> (B, C, S / 16, S / 16).
+        prompt_encoder: embeds `Prompts`; its `input_image_size` tells S.
+        mask_decoder: predicts mask candidates.
+        prompter: turns coarse masks into `Prompts`.
+        options: how `refine` works unless told otherwise.
+        encoder_name: entry of the encoder registry, stored in checkpoints.
+        pixel_mean, pixel_std: of RGB values in 0 to 255.
+        frozen: submodules of the encoder that are never trained, "" for all of it.
+    """
+
+    pixel_mean: Tensor
+    pixel_std: Tensor
+
+    def __init__(
+        self,
+        *,
+        image_encoder: nn.Module,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: MaskDecoder,
+        prompter: CoarseMaskPrompter,
+        options: RefineOptions,
+        encoder_name: str,
+        pixel_mean: Sequence[float],
+        pixel_std: Sequence[float],
+        frozen: Sequence[str] = ("",),
+    ) -> None:
+        super().__init__()
+        self.image_encoder = image_encoder
+        self.prompt_encoder = prompt_encoder
+        self.mask_decoder = mask_decoder
+        self.prompter = prompter
+        self.options = options
+        self.encoder_name = encoder_name
+        self.frozen = tuple(frozen)
+        self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
+        for name in self.frozen:
+            image_encoder.get_submodule(name).requires_grad_(False)
+
+    @property
+    def input_size(self) -> int:
+        """Side S of the square model input in pixels."""
+        return int(self.prompt_encoder.input_image_size[0])
+
+    @property
+    def low_res_size(self) -> int:
+        """Side s of the square low-resolution frame."""
+        return int(self.prompt_encoder.mask_input_size[0])
+
+    @property
+    def stride(self) -> int:
+        """Model-input pixels a low-resolution pixel."""
+        return self.input_size // self.low_res_size
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.pixel_mean.device
+
+    def frame(self, image_size: tuple[int, int]) -> Frame:
+        """The frame of a whole image of (height, width) pixels."""
+        return Frame.whole(image_size, input_size=self.input_size, low_res_size=self.low_res_size)
+
+    def preprocess(self, image: Tensor, frame: Frame) -> Tensor:
+        """Resize, normalise and pad the window of an image.
+
+        Args:
+            image: (3, H, W) RGB in 0 to 255, uint8 or float.
+            frame: of that image.
+
+        Returns:
+            (3, S, S) float.
+        """
+        resized = (frame.image_to_input(image).to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
+        height, width = resized.shape[-2:]
+        return F.pad(resized, (0, self.input_size - width, 0, self.input_size - height))
+
+    def encode_image(self, images: Tensor) -> Tensor:
+        """Embed preprocessed images: (B, 3, S, S) -> (B, C, S / 16, S / 16)."""
+        embeddings: Tensor = self.image_encoder(images)
+        return embeddings
+
+    def decode(self, image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+        """Predict all candidates (the single mask first, then the multimask ones) of N prompted masks.
+
+        Args:
+            image_embeddings: (N, C, h, w), or (1, C, h, w) when all masks lie in one image.
+            prompts: of N masks, in the frame of the embeddings.
+        """
+        sparse, dense = self.prompt_encoder.encode(prompts)
+        return self.decode_embeddings(image_embeddings, sparse, dense)
+
+    def decode_embeddings(self, image_embeddings: Tensor, sparse: Tensor, dense: Tensor) -> MaskPrediction:
+        """`decode` from (N, P, C) sparse and (N, C, h, w) dense prompt embeddings."""
+        image_pe = self.prompt_encoder.get_dense_pe()
+        prediction: MaskPrediction = self.mask_decoder.decode(image_embeddings, image_pe, sparse, dense)
+        return prediction
+
+    def decode_best(self, image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+        """`decode`, keeping the multimask candidate of the highest predicted IoU (paper B.3)."""
+        return self.decode(image_embeddings, prompts).multimask().best()
+
+    @torch.no_grad()
+    def refine(
+        self,
+        image: Tensor,
+        coarse_masks: Tensor,
+        *,
+        points: Tensor | None = None,
+        point_labels: Tensor | None = None,
+        boxes: Tensor | None = None,
+        options: RefineOptions | None = None,
+    ) -> RefinementResult:
+        """Refine the masks of one image.
+
+        A mask's result depends on the image and that mask alone, never on the other masks.
+
+        Args:
+            image: (3, H, W) RGB in 0 to 255, uint8 or float.
+            coarse_masks: (N, H, W) bool.
+            points: (N, K, 2) continuous (x, y) image coordinates that replace the points derived from
+                the masks in every pass.
+            point_labels: (N, K) values of `PointLabel`; all foreground when None.
+            boxes: (N, 4) XYXY in image pixels, exclusive maxima, that replace the derived boxes.
+            options: those of the refiner when None.
+
+        Raises:
+            ValueError: masks, points or boxes do not fit the image or one another.
+        """
+        options = options or self.options
+        _check_inputs(image, coarse_masks, points, point_labels, boxes)
+        image, coarse_masks = image.to(self.device), coarse_masks.to(self.device)
+        if points is not None and point_labels is None:
+            point_labels = torch.ones(points.shape[:2], dtype=torch.long)
+        cues = _Cues(*(None if cue is None else cue.to(self.device) for cue in (points, point_labels, boxes)))
+
+        n, size = len(coarse_masks), self.low_res_size
+        logits = torch.zeros(n, size, size, device=self.device)
+        iou_trace = torch.zeros(n, options.num_iters, device=self.device)
+        change_trace = torch.ones_like(iou_trace)
+        masks = coarse_masks.clone()
+        status, frames = self._plan(coarse_masks, cues.boxes, options)
+
+        whole_embedding: Tensor | None = None
+        for chunk in _chunks(frames, options.chunk_size):
+            rows = torch.tensor(chunk, device=self.device)
+            chunk_frames = [frames[i] for i in chunk]
+            if _is_whole(chunk_frames[0]):
+                if whole_embedding is None:
+                    whole_embedding = self.encode_image(self.preprocess(image, chunk_frames[0])[None])
+                embeddings = whole_embedding
+            else:
+                embeddings = self.encode_image(torch.stack([self.preprocess(image, frame) for frame in chunk_frames]))
+            logits[rows], iou_trace[rows], change_trace[rows], erased = self._cascade(
+                embeddings,
+                torch.cat([f.masks_to_low_res(coarse_masks[i, None]) for i, f in zip(chunk, chunk_frames, strict=True)]),
+                torch.cat([frame.valid_mask(self.device) for frame in chunk_frames]),
+                cues.in_frames(rows, chunk_frames),
+                options.num_iters,
+            )
+            status[rows[erased]] = int(RefinementStatus.KEPT_VANISHED)
+            for i, frame, kept in zip(chunk, chunk_frames, erased.tolist(), strict=True):
+                if not kept:
+                    x0, y0, x1, y1 = frame.window
+                    masks[i] = False
+                    masks[i, y0:y1, x0:x1] = frame.logits_to_window(logits[i, None])[0] > 0
+        return RefinementResult(masks, iou_trace[:, -1].clone(), logits, status, iou_trace, change_trace)
+
+    def _plan(
+        self, masks: Tensor, boxes: Tensor | None, options: RefineOptions
+    ) -> tuple[Tensor, list[Frame | None]]:
+        """Status of each mask, and the frame it will be refined in: None for those kept as they are."""
+        whole = self.frame((masks.shape[1], masks.shape[2]))
+        tight = masks_to_boxes(masks)
+        around = tight if boxes is None else _union_boxes(tight, boxes)
+        area = masks.flatten(1).sum(1) * (self.low_res_size / max(whole.window_size)) ** 2
+        status: list[int] = []
+        frames: list[Frame | None] = []
+        for box, empty, low_res_area in zip(
+            around.tolist(), (tight[:, 2] == 0).tolist(), area.tolist(), strict=True
+        ):
+            window = _zoom_window(whole.image_size, box, options.zoom_context)
+            small = low_res_area < _MIN_LOW_RES_AREA
+            zoomed = max(window[2] - window[0], window[3] - window[1]) < options.zoom_below * max(whole.image_size)
+            if empty:
+                status.append(RefinementStatus.KEPT_EMPTY)
+                frames.append(None)
+            elif small and not options.zoom_small:
+                status.append(RefinementStatus.KEPT_SMALL)
+                frames.append(None)
+            else:
+                status.append(RefinementStatus.REFINED)
+                zoom = small or zoomed
+                frames.append(Frame(whole.image_size, window, self.input_size, self.low_res_size) if zoom else whole)
+        return torch.tensor(status, dtype=torch.long, device=masks.device), frames
+
+    def _cascade(
+        self, image_embeddings: Tensor, soft_masks: Tensor, valid: Tensor, cues: _Cues, num_iters: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Refine (n, s, s) soft masks pass by pass, all in the low-resolution frame.
+
+        Returns:
+            (n, s, s) logits of the last pass, (n, T) predicted IoU and (n, T) IoU with the mask before
+            of each pass, and (n,) bool: masks that the first pass erased, to be kept as they were.
+            A mask that vanishes in a later pass stays what it was in the pass before.
+        """
+        logits = torch.zeros_like(soft_masks)
+        ious, changes = [], []
+        alive = torch.ones(len(soft_masks), dtype=torch.bool, device=soft_masks.device)
+        refined_once = torch.zeros_like(alive)
+        for _ in range(num_iters):
+            prompts = self.prompter(soft_masks, stride=self.stride, image_embeddings=image_embeddings, valid=valid)
+            prompts = self.prompter.with_user_prompts(
+                prompts, points=cues.points, labels=cues.labels, boxes=cues.boxes
+            )
+            best = self.decode_best(image_embeddings, prompts)
+            new_logits = best.low_res_logits[:, 0].float()
+            new_masks = (new_logits > 0) & valid
+            alive = alive & new_masks.flatten(1).any(1)
+            refined_once = refined_once | alive
+            changes.append(torch.where(alive, mask_iou(new_masks, soft_masks >= 0.5), 1.0))
+            previous = ious[-1] if ious else torch.zeros_like(changes[-1])
+            ious.append(torch.where(alive, best.iou_predictions[:, 0].float(), previous))
+            logits = torch.where(alive[:, None, None], new_logits, logits)
+            soft_masks = torch.where(alive[:, None, None], new_masks.to(soft_masks.dtype), soft_masks)
+        return logits, torch.stack(ious, 1), torch.stack(changes, 1), ~refined_once
+
+
+def _is_whole(frame: Frame) -> bool:
+    height, width = frame.image_size
+    return frame.window == (0, 0, width, height)
+
+
+def _chunks(frames: Sequence[Frame | None], chunk_size: int) -> Iterator[list[int]]:
+    """Indices of masks to decode together: first those of the whole image, which share its embedding, then the zoomed."""
+    shared = [i for i, frame in enumerate(frames) if frame is not None and _is_whole(frame)]
+    zoomed = [i for i, frame in enumerate(frames) if frame is not None and not _is_whole(frame)]
+    for indices in (shared, zoomed):
+        for start in range(0, len(indices), chunk_size):
+            yield indices[start : start + chunk_size]
+
+
+def _zoom_window(
+    image_size: tuple[int, int], box: Sequence[float], context: float
+) -> tuple[int, int, int, int]:
+    """The square of `context` times the long side of a box around its centre, moved and cut to fit the image."""
+    side = max(round(context * max(box[2] - box[0], box[3] - box[1])), 1)
+    (y0, y1), (x0, x1) = (
+        _fit(round((low + high - side) / 2), side, limit)
+        for low, high, limit in ((box[1], box[3], image_size[0]), (box[0], box[2], image_size[1]))
+    )
+    return x0, y0, x1, y1
+
+
+def _fit(start: int, length: int, limit: int) -> tuple[int, int]:
+    length = min(length, limit)
+    start = min(max(start, 0), limit - length)
+    return start, start + length
+
+
+def _union_boxes(boxes: Tensor, others: Tensor) -> Tensor:
+    low = torch.minimum(boxes[:, :2], others[:, :2].floor())
+    high = torch.maximum(boxes[:, 2:], others[:, 2:].ceil())
+    return torch.cat([low, high], dim=1)
+
+
+def _check_inputs(
+    image: Tensor, masks: Tensor, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None
+) -> None:
+    if image.ndim != 3 or image.shape[0] != 3:
+        raise ValueError(f"Expected an RGB image of shape (3, H, W), got {tuple(image.shape)}.")
+    if masks.dtype != torch.bool:
+        raise ValueError(f"Masks must be bool, got {masks.dtype}: threshold them first, e.g. masks > 0.5.")
+    if masks.ndim != 3 or masks.shape[1:] != image.shape[1:]:
+        raise ValueError(
+            f"Expected masks of shape (N, {image.shape[1]}, {image.shape[2]}), the size of the image, "
+            f"got {tuple(masks.shape)}: resize the masks or pass the image that they belong to."
+        )
+    n = len(masks)
+    if points is not None and (points.ndim != 3 or points.shape[0] != n or points.shape[2] != 2):
+        raise ValueError(f"Expected points of shape ({n}, K, 2), K points a mask, got {tuple(points.shape)}.")
+    if labels is not None and (points is None or labels.shape != points.shape[:2]):
+        given = None if points is None else tuple(points.shape[:2])
+        raise ValueError(f"Expected one label a point, {given}, got {tuple(labels.shape)}.")
+    if boxes is not None and boxes.shape != (n, 4):
+        raise ValueError(f"Expected boxes of shape ({n}, 4), got {tuple(boxes.shape)}.")

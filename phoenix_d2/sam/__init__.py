@@ -1,0 +1,1 @@
+"""segment-anything's parts, subclassed for what they hide, and the encoders that stand in for its ViT."""

@@ -1,0 +1,53 @@
+"""Build a `MaskRefiner` from the name of its encoder."""
+
+from __future__ import annotations
+
+from segment_anything.modeling import TwoWayTransformer
+
+from phoenix_d2.prompting import CoarseMaskPrompter
+from phoenix_d2.refiner import MaskRefiner, RefineOptions
+from phoenix_d2.sam.decoder import MaskDecoder
+from phoenix_d2.sam.encoders import get_encoder
+from phoenix_d2.sam.prompt_encoder import PromptEncoder
+
+_EMBED_DIM = 256
+_STRIDE = 16
+
+
+def build_refiner(
+    encoder: str = "vit_h",
+    *,
+    prompter: CoarseMaskPrompter | None = None,
+    options: RefineOptions | None = None,
+) -> MaskRefiner:
+    """Build a refiner with segment-anything's decoder behind the named encoder.
+
+    Weights are random but for what an encoder's own package ships; see `phoenix_d2.sam.checkpoint`
+    for loading SAM's or a trained refiner's.
+
+    Args:
+        encoder: a name in `phoenix_d2.sam.encoders.ENCODERS`.
+        prompter: turns coarse masks into prompts; Phoenix' defaults when None.
+        options: how masks are refined; the defaults of `RefineOptions` when None.
+    """
+    spec = get_encoder(encoder)
+    embedding_size = (spec.input_size // _STRIDE, spec.input_size // _STRIDE)
+    return MaskRefiner(
+        image_encoder=spec.build(),
+        prompt_encoder=PromptEncoder(
+            embed_dim=_EMBED_DIM,
+            image_embedding_size=embedding_size,
+            input_image_size=(spec.input_size, spec.input_size),
+            mask_in_chans=16,
+        ),
+        mask_decoder=MaskDecoder(
+            transformer=TwoWayTransformer(depth=2, embedding_dim=_EMBED_DIM, mlp_dim=2048, num_heads=8),
+            transformer_dim=_EMBED_DIM,
+        ),
+        prompter=prompter or CoarseMaskPrompter(),
+        options=options or RefineOptions(),
+        encoder_name=encoder,
+        pixel_mean=spec.pixel_mean,
+        pixel_std=spec.pixel_std,
+        frozen=spec.frozen,
+    )

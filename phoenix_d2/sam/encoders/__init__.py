@@ -1,0 +1,59 @@
+"""Image encoders by name.
+
+An encoder maps (B, 3, S, S) normalised images to (B, 256, S / 16, S / 16) embeddings; its entry also
+says how images must be prepared, so that weights never travel without their preprocessing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from torch import nn
+
+from phoenix_d2.sam.encoders.tiny import build_tiny_encoder
+from phoenix_d2.sam.encoders.vit import build_vit_b, build_vit_h, build_vit_l
+
+SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
+SAM_PIXEL_STD = (58.395, 57.12, 57.375)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderSpec:
+    """How to build an image encoder, and what it wants to be fed.
+
+    Attributes:
+        build: makes the module; what it loads by itself (the ImageNet weights of `tiny`) comes with an
+            installed package, never from the network.
+        input_size: side of the square input in pixels, a multiple of 16.
+        pixel_mean, pixel_std: of RGB values in 0 to 255.
+        frozen: names of the submodules that no training may change; "" is the whole encoder.
+    """
+
+    build: Callable[[], nn.Module]
+    input_size: int = 1024
+    pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
+    pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
+    frozen: tuple[str, ...] = ("",)
+
+
+ENCODERS: dict[str, EncoderSpec] = {
+    "vit_b": EncoderSpec(build=build_vit_b),
+    "vit_l": EncoderSpec(build=build_vit_l),
+    "vit_h": EncoderSpec(build=build_vit_h),
+    "tiny": EncoderSpec(
+        build=build_tiny_encoder,
+        input_size=512,
+        # what EfficientNet-Lite was trained with
+        pixel_mean=(127.0, 127.0, 127.0),
+        pixel_std=(128.0, 128.0, 128.0),
+        frozen=("backbone",),
+    ),
+}
+
+
+def get_encoder(name: str) -> EncoderSpec:
+    """Look an encoder up by name; `ValueError` lists the known ones."""
+    if name not in ENCODERS:
+        raise ValueError(f"Unknown image encoder {name!r}: expected one of {', '.join(sorted(ENCODERS))}.")
+    return ENCODERS[name]

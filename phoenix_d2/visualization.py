@@ -1,0 +1,72 @@
+"""Pictures: masks over images, before and after."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+Image = NDArray[np.uint8]
+"""(H, W, 3) RGB."""
+
+_COLORS = ((255, 64, 64), (64, 160, 255), (64, 220, 96), (255, 176, 0), (200, 96, 255), (0, 208, 208))
+
+
+def draw_masks(image: Image, masks: NDArray[np.bool_], *, alpha: float = 0.4, color: int | None = None) -> Image:
+    """Fill (N, H, W) masks with colour and trace their outlines.
+
+    Args:
+        image: (H, W, 3) RGB; not changed.
+        masks: (N, H, W) bool.
+        alpha: opacity of the fill.
+        color: index into the palette for all masks; by default each mask gets the next colour.
+    """
+    canvas = image.copy()
+    for i, mask in enumerate(masks):
+        rgb = np.array(_COLORS[(i if color is None else color) % len(_COLORS)], dtype=np.float32)
+        canvas[mask] = ((1 - alpha) * canvas[mask] + alpha * rgb).astype(np.uint8)
+        contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        cv2.drawContours(canvas, contours, -1, rgb.tolist(), 1, cv2.LINE_AA)
+    return canvas
+
+
+def side_by_side(images: Sequence[Image], titles: Sequence[str], *, height: int | None = None) -> Image:
+    """Join pictures of one size in a row, each under its title.
+
+    Args:
+        images: each (H, W, 3).
+        titles: one each.
+        height: to which all are scaled, pixels; by default they stay as they are.
+    """
+    columns = []
+    for image, title in zip(images, titles, strict=True):
+        if height is not None and height != image.shape[0]:
+            width = max(round(image.shape[1] * height / image.shape[0]), 1)
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        banner = np.full((22, image.shape[1], 3), 255, dtype=np.uint8)
+        cv2.putText(banner, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+        columns.append(np.vstack([banner, image]))
+    gap = np.full((columns[0].shape[0], 4, 3), 255, dtype=np.uint8)
+    return np.hstack([part for column in columns for part in (column, gap)][:-1])
+
+
+def training_panel(panel: Mapping[str, Tensor]) -> Image:
+    """A training sample side by side.
+
+    Args:
+        panel: "image", (3, h, w) uint8 RGB at the size of the model input, and masks by name, each (s, s)
+            probabilities or bool in the low-resolution frame.
+    """
+    image = np.ascontiguousarray(panel["image"].cpu().numpy().transpose(1, 2, 0))
+    height, width = image.shape[:2]
+    pictures, titles = [image], ["image"]
+    for name, mask in panel.items():
+        if name != "image":
+            side = max(height, width)
+            full = cv2.resize(mask.float().cpu().numpy(), (side, side), interpolation=cv2.INTER_LINEAR)
+            pictures.append(draw_masks(image, (full[None, :height, :width] > 0.5)))
+            titles.append(name)
+    return side_by_side(pictures, titles)
