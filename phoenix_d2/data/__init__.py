@@ -1,0 +1,1 @@
+"""Datasets, their masks and the way to the model."""

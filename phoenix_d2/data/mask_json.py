@@ -1,0 +1,328 @@
+"""COCO and LVIS mask files: read and checked whole before any work starts, written all or nothing.
+
+Two kinds of file hold masks: an **annotation file** is a dict with "images", "annotations" and
+"categories"; a **results file** is a list of predictions. Records stay the plain dicts that they are
+in the file, so that fields which this package does not know travel along untouched.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import pycocotools.mask as mask_util
+from numpy.typing import NDArray
+
+Record: TypeAlias = dict[str, Any]
+Segmentation: TypeAlias = Sequence[Any] | Mapping[str, Any]
+PathLike: TypeAlias = str | os.PathLike[str]
+
+
+def read_json(path: PathLike) -> Any:
+    """The parsed content of a JSON file.
+
+    Raises:
+        ValueError: if the file is not JSON, for instance because its writer was interrupted.
+    """
+    try:
+        return json.loads(Path(path).read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{path}: not valid JSON ({error}). If the file is cut short, write or copy it again."
+        ) from error
+
+
+def is_results(data: Any) -> bool:
+    """Whether parsed JSON is a results list (True) or an annotation file (False)."""
+    return isinstance(data, list)
+
+
+def load_annotations(path: PathLike) -> Record:
+    """Read a COCO or LVIS annotation file and check every record; see `check_annotations`."""
+    data: Record = read_json(path)
+    check_annotations(data, source=path)
+    return data
+
+
+def load_results(path: PathLike, *, annotations: Record | None = None, check_categories: bool = False) -> list[Record]:
+    """Read a COCO results file and check every record; see `check_results`."""
+    data: list[Record] = read_json(path)
+    check_results(data, source=path, annotations=annotations, check_categories=check_categories)
+    return data
+
+
+def check_annotations(data: Any, *, source: PathLike) -> None:
+    """Check parsed annotations: the fields, that ids are unique and known, that every mask decodes.
+
+    Args:
+        data: what `read_json` returned.
+        source: the file's name, for messages.
+
+    Raises:
+        ValueError: naming the file, the record (counted from 0 where it has no id) and the remedy.
+    """
+    missing = [key for key in ("images", "annotations", "categories") if not isinstance(_get(data, key), list)]
+    if missing:
+        raise ValueError(
+            f"{source}: expected an annotation file, a dict with the lists 'images', 'annotations' and 'categories'; "
+            f"{', '.join(missing)} not found{' (this is a list: a results file?)' if is_results(data) else ''}."
+        )
+    _check_ids(data["images"], f"{source}: image", ("height", "width"))
+    _check_ids(data["categories"], f"{source}: category")
+    _check_ids(data["annotations"], f"{source}: annotation")
+    sizes = image_sizes(data)
+    for annotation in data["annotations"]:
+        _check_mask_record(annotation, f"{source}: annotation id {annotation['id']}", sizes)
+
+
+def check_results(
+    data: Any, *, source: PathLike, annotations: Record | None = None, check_categories: bool = False
+) -> None:
+    """Check parsed results: the fields, finite scores, that every mask decodes.
+
+    Args:
+        data: what `read_json` returned.
+        source: the file's name, for messages.
+        annotations: the annotation file that the results belong to. With it, image ids, mask sizes
+            and `gt_id` (the annotation that a result is a prediction of) are checked against it.
+        check_categories: whether the category ids must be those of `annotations` too, as evaluation by
+            class needs it: COCO's evaluation leaves out unknown ones without a word.
+
+    Raises:
+        ValueError: naming the file, the record (counted from 0) and the remedy.
+    """
+    if not is_results(data):
+        raise ValueError(
+            f"{source}: expected a results file, a list of predictions, found a {type(data).__name__}. "
+            "Pass an annotation file as annotations; a results file is the list that COCO evaluation takes."
+        )
+    sizes = None if annotations is None else image_sizes(annotations)
+    for index, result in enumerate(data):
+        where = f"{source}: result {index} (counted from 0)"
+        _check_mask_record(result, where, sizes)
+        _check_score(result, where)
+    if annotations is not None:
+        _check_pairs(data, annotations, source)
+    if annotations is not None and check_categories:
+        _check_categories(data, annotations, source)
+
+
+def image_sizes(annotations: Record) -> dict[Any, tuple[int, int]]:
+    """(height, width) in pixels of every image of an annotation file, by image id."""
+    return {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
+
+
+def segmentation_to_rle(segmentation: Segmentation, height: int, width: int) -> Record:
+    """One compressed RLE for a segmentation of any COCO form.
+
+    Args:
+        segmentation: polygons [[x0, y0, x1, y1, ...], ...] in pixels; or RLE {"size": [height, width],
+            "counts": ...} with a list of counts or COCO's compressed string (str or bytes).
+        height: of the image in pixels.
+        width: of the image in pixels.
+
+    Returns:
+        {"size": [height, width], "counts": bytes}.
+
+    Raises:
+        ValueError: if the segmentation is malformed or made for another image size.
+    """
+    if isinstance(segmentation, Mapping):
+        counts = _rle_counts(segmentation, (height, width))
+        if isinstance(counts, bytes):
+            return {"size": [height, width], "counts": counts}
+        return dict(mask_util.frPyObjects({"size": [height, width], "counts": counts}, height, width))
+    _check_polygons(segmentation)
+    return dict(mask_util.merge(mask_util.frPyObjects(segmentation, height, width)))
+
+
+def decode_segmentation(segmentation: Segmentation, height: int, width: int) -> NDArray[np.bool_]:
+    """(height, width) bool mask of a segmentation; arguments and errors as `segmentation_to_rle`."""
+    return np.asarray(mask_util.decode(segmentation_to_rle(segmentation, height, width))).astype(bool)
+
+
+def segmentation_area(segmentation: Segmentation) -> float:
+    """Area in pixels of a segmentation of any COCO form; of polygons the sum of their geometric areas."""
+    if isinstance(segmentation, Mapping):
+        height, width = segmentation["size"]
+        return float(mask_util.area(segmentation_to_rle(segmentation, height, width)))
+    areas = []
+    for polygon in segmentation:
+        x, y = np.asarray(polygon, dtype=np.float64).reshape(-1, 2).T
+        # the shoelace formula
+        areas.append(abs(x @ np.roll(y, -1) - y @ np.roll(x, -1)) / 2)
+    return float(sum(areas))
+
+
+def encode_mask(mask: NDArray[np.bool_]) -> Record:
+    """Compressed RLE of an (H, W) bool mask, ready for JSON: {"size": [H, W], "counts": str}."""
+    rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def write_json_atomically(path: PathLike, obj: Any) -> None:
+    """Write JSON so that `path` holds either its old content or all of the new, never a part.
+
+    Parent folders are created. The temporary file lies beside `path`, since only a rename within one
+    file system is atomic.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            json.dump(obj, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        with suppress(FileNotFoundError):
+            temporary.unlink()
+
+
+def _get(record: Any, key: str) -> Any:
+    return record.get(key) if isinstance(record, Mapping) else None
+
+
+def _check_fields(record: Any, fields: Iterable[str], where: str) -> None:
+    missing = [field for field in fields if _get(record, field) is None]
+    if missing:
+        raise ValueError(f"{where}: {', '.join(map(repr, missing))} missing. Add it, or remove the record.")
+
+
+def _check_ids(records: list[Any], where: str, fields: tuple[str, ...] = ()) -> None:
+    """Check that every record has an id of its own, and `fields`."""
+    seen = set()
+    for index, record in enumerate(records):
+        _check_fields(record, ("id", *fields), f"{where} {index} (counted from 0)")
+        if record["id"] in seen:
+            raise ValueError(f"{where} id {record['id']} occurs more than once. Give every record its own id.")
+        seen.add(record["id"])
+
+
+def _check_mask_record(record: Any, where: str, sizes: Mapping[Any, tuple[int, int]] | None) -> None:
+    """Check what annotations and results share: fields, a known image, a mask of that image's size."""
+    _check_fields(record, ("image_id", "category_id", "segmentation"), where)
+    where = f"{where} (image {record['image_id']})"
+    if sizes is not None and record["image_id"] not in sizes:
+        raise ValueError(
+            f"{where}: no such image among the {len(sizes)} images of the annotation file. "
+            "Use the annotation file that the record was made for."
+        )
+    image_size = None if sizes is None else sizes[record["image_id"]]
+    segmentation = record["segmentation"]
+    try:
+        if isinstance(segmentation, Mapping):
+            _rle_counts(segmentation, image_size)
+        else:
+            _check_polygons(segmentation)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def _check_score(result: Record, where: str) -> None:
+    score = result.get("score")
+    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+        raise ValueError(
+            f"{where} (image {result['image_id']}): score must be a finite number, found {score!r}. "
+            "Correct the model or script that wrote it; a mask without a score of its own may have 1.0."
+        )
+
+
+def _check_pairs(results: list[Record], annotations: Record, source: PathLike) -> None:
+    image_of = {annotation["id"]: annotation["image_id"] for annotation in annotations["annotations"]}
+    for index, result in enumerate(results):
+        if "gt_id" in result and image_of.get(result["gt_id"]) != result["image_id"]:
+            raise ValueError(
+                f"{source}: result {index} (counted from 0): gt_id {result['gt_id']} is no annotation of "
+                f"image {result['image_id']}. Use the annotation file that the results were made for, or remove gt_id."
+            )
+
+
+def _check_categories(results: list[Record], annotations: Record, source: PathLike) -> None:
+    known = {category["id"] for category in annotations["categories"]}
+    for index, result in enumerate(results):
+        if result["category_id"] not in known:
+            raise ValueError(
+                f"{source}: result {index} (counted from 0): category id {result['category_id']} is not among the "
+                f"{len(known)} categories of the annotation file. Map the ids, or evaluate class-agnostically."
+            )
+
+
+def _check_polygons(segmentation: Any) -> None:
+    if not isinstance(segmentation, Sequence) or isinstance(segmentation, str | bytes):
+        raise ValueError(
+            f"segmentation must be a list of polygons or an RLE dict, found a {type(segmentation).__name__}."
+        )
+    if not segmentation:
+        raise ValueError("segmentation has no polygon. Remove the record, or write an empty mask as RLE.")
+    for polygon in segmentation:
+        if not isinstance(polygon, Sequence) or len(polygon) % 2 or len(polygon) < 6:
+            raise ValueError(
+                f"a polygon needs at least 3 points, [x0, y0, x1, y1, x2, y2, ...], found {_shortened(polygon)}. "
+                "Remove the polygon, or the record if it has no other."
+            )
+        if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
+            raise ValueError(f"polygon coordinates must be finite numbers, found {_shortened(polygon)}.")
+
+
+def _rle_counts(rle: Mapping[str, Any], image_size: tuple[int, int] | None) -> Any:
+    """The checked counts of an RLE, bytes or a list: pycocotools fills what is missing with whatever lies in memory."""
+    size, counts = rle.get("size"), rle.get("counts")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        raise ValueError(f"RLE size must be [height, width], found {size!r}.")
+    if image_size is not None and tuple(size) != tuple(image_size):
+        raise ValueError(
+            f"the mask is {size[0]} x {size[1]} (height x width), its image is {image_size[0]} x {image_size[1]}. "
+            "Resize the mask to its image."
+        )
+    try:
+        runs = _run_lengths(counts)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"RLE counts do not decode ({error}). Write the mask again.") from error
+    if (runs < 0).any() or runs.sum() != size[0] * size[1]:
+        raise ValueError(
+            f"RLE counts do not decode (they cover {runs.sum()} pixels, the mask has {size[0] * size[1]}). "
+            "Write the mask again."
+        )
+    return counts.encode("ascii") if isinstance(counts, str) else counts
+
+
+def _run_lengths(counts: Any) -> NDArray[np.int64]:
+    """Run lengths of RLE counts, plain or compressed.
+
+    Compressed, a run is a little-endian string of five-bit groups, one a character from "0" on, with
+    a sixth bit where the string goes on and the sign in the last group's fifth bit; from the fourth run
+    on, it is the difference to the run before the last.
+    """
+    if not isinstance(counts, str | bytes):
+        runs = np.asarray(counts)
+        if runs.ndim != 1 or runs.dtype.kind not in "iu":
+            raise ValueError("expected a string or a list of integers")
+        return runs.astype(np.int64)
+    characters = counts.encode("ascii") if isinstance(counts, str) else counts
+    codes = np.frombuffer(characters, np.uint8).astype(np.int64) - ord("0")
+    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("empty, cut short, or with characters that RLE does not use")
+    ends = np.flatnonzero(codes < 32) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    bits = 5 * (ends - starts)
+    if bits.max() > 35:
+        raise ValueError("a run of more than 32 bits")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, ends - starts))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= np.where(codes[ends - 1] & 16, 1 << bits, 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

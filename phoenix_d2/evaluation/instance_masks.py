@@ -1,0 +1,244 @@
+"""Mask AP, boundary AP and paired IoU of instance masks. All figures are percentages.
+
+The AP figures come from faster-coco-eval, which equals the COCO, LVIS and Boundary IoU reference
+code; what that library leaves to its caller (LVIS' limit of detections an image, categories merged
+into one, ids of any kind) is prepared here, on copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+import pycocotools.mask as mask_util
+from faster_coco_eval import COCO, COCOeval_faster
+from tabulate import tabulate
+
+from phoenix_d2.data.mask_json import Record, decode_segmentation, image_sizes, segmentation_to_rle
+from phoenix_d2.ops.boundary import band_width, boundary_iou
+
+Style: TypeAlias = Literal["coco", "lvis"]
+IouType: TypeAlias = Literal["bbox", "segm", "boundary"]
+
+COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+LVIS_METRICS = (*COCO_METRICS, "APr", "APc", "APf")
+MAX_DETS = {"coco": 100, "lvis": 300}
+
+# faster-coco-eval's names where they differ
+_LIBRARY_NAMES = dict(zip(COCO_METRICS, ("AP_all", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large"), strict=True))
+
+
+def evaluate_masks(
+    annotations: Record,
+    results: Sequence[Record],
+    *,
+    style: Style = "coco",
+    class_agnostic: bool = False,
+    dilation_ratio: float = 0.02,
+    max_dets: int | None = None,
+    iou_types: Sequence[IouType] = ("segm", "boundary"),
+) -> dict[str, dict[str, float]]:
+    """Average precision of masks against ground truth; neither argument is changed.
+
+    Boundary AP takes the smaller of mask IoU and Boundary IoU as the overlap of two masks (Cheng et
+    al. 2021). A result's size class (APs, APm, APl) goes by its mask, never by a box that it carries.
+
+    Args:
+        annotations: a COCO or LVIS annotation file's content.
+        results: a COCO results file's content.
+        style: "lvis" for LVIS' federated protocol and APr, APc, APf.
+        class_agnostic: whether all categories count as one ("coco" only: whether a category was
+            looked for at all is said category by category in LVIS).
+        dilation_ratio: boundary band width as a share of the image diagonal.
+        max_dets: results that count, highest score first: an image and category in COCO, an image in
+            LVIS; 100 and 300 when None.
+        iou_types: which overlaps to evaluate; "bbox" needs "bbox" in both arguments and "area" in
+            the annotations.
+
+    Returns:
+        {IoU type: {metric: percent}}; NaN where no ground truth falls into a metric.
+
+    Raises:
+        ValueError: if `style` and the other arguments do not go together.
+    """
+    if style == "lvis":
+        _check_federated(annotations, class_agnostic)
+    limit = max_dets or MAX_DETS[style]
+    if style == "lvis":
+        results = _federated_results(annotations, results, limit)
+    metrics = LVIS_METRICS if style == "lvis" else COCO_METRICS
+
+    scores: dict[str, dict[str, float]] = {}
+    for iou_type in iou_types:
+        truth = COCO(_ground_truth(annotations, iou_type, class_agnostic))
+        predictions = truth.loadRes(list(_predictions(annotations, results, iou_type, class_agnostic)))
+        evaluation = COCOeval_faster(
+            truth, predictions, iou_type, lvis_style=style == "lvis", boundary_dilation_ratio=dilation_ratio
+        )
+        evaluation.params.maxDets = [limit]
+        evaluation.run()
+        figures = evaluation.stats_as_dict
+        scores[iou_type] = {metric: _percent(figures[_LIBRARY_NAMES.get(metric, metric)]) for metric in metrics}
+    return scores
+
+
+@dataclass(frozen=True)
+class PairedIoU:
+    """Overlap of results with the annotations that they name in `gt_id`.
+
+    Attributes:
+        iou: mean mask IoU, percent.
+        boundary_iou: mean Boundary IoU, percent.
+        num_pairs: how many results name an annotation.
+    """
+
+    iou: float
+    boundary_iou: float
+    num_pairs: int
+
+
+def paired_iou(annotations: Record, results: Iterable[Record], *, dilation_ratio: float = 0.02) -> PairedIoU | None:
+    """Mean IoU and Boundary IoU over the results that carry `gt_id`, two masks in memory at a time.
+
+    Args:
+        annotations: a COCO or LVIS annotation file's content.
+        results: a COCO results file's content; `gt_id` is the id of an annotation of the same image.
+        dilation_ratio: boundary band width as a share of the image diagonal.
+
+    Returns:
+        The means, or None if no result carries `gt_id`.
+    """
+    sizes = image_sizes(annotations)
+    targets = {annotation["id"]: annotation for annotation in annotations["annotations"]}
+    overlaps = []
+    for result in results:
+        if "gt_id" not in result:
+            continue
+        size = sizes[result["image_id"]]
+        mask = decode_segmentation(result["segmentation"], *size)
+        target = decode_segmentation(targets[result["gt_id"]]["segmentation"], *size)
+        union = np.count_nonzero(mask | target)
+        iou = np.count_nonzero(mask & target) / union if union else 1.0
+        overlaps.append((iou, boundary_iou(mask, target, dilation_ratio=dilation_ratio)))
+    if not overlaps:
+        return None
+    mean_iou, mean_boundary_iou = np.mean(overlaps, axis=0)
+    return PairedIoU(_percent(mean_iou), _percent(mean_boundary_iou), len(overlaps))
+
+
+def saturated_share(annotations: Record, *, dilation_ratio: float = 0.02) -> float:
+    """Percentage of ground truth so thin that its boundary band is the whole mask.
+
+    There boundary AP says what mask AP says. The short side of the mask's box decides: twice the
+    band width or less. Crowd regions do not count; NaN without ground truth.
+    """
+    sizes = image_sizes(annotations)
+    saturated = []
+    for annotation in annotations["annotations"]:
+        if annotation.get("iscrowd", 0):
+            continue
+        size = sizes[annotation["image_id"]]
+        box = mask_util.toBbox(segmentation_to_rle(annotation["segmentation"], *size))
+        saturated.append(min(box[2:]) <= 2 * band_width(*size, dilation_ratio=dilation_ratio))
+    return _percent(float(np.mean(saturated))) if saturated else math.nan
+
+
+def scores_table(scores: Mapping[str, Mapping[str, float]], *, markdown: bool = False) -> str:
+    """A table of figures: one row a name, one column a metric, "-" where a row lacks a metric or has NaN."""
+    columns = list(dict.fromkeys(metric for row in scores.values() for metric in row))
+    rows = [[name, *(_cell(row.get(column, math.nan)) for column in columns)] for name, row in scores.items()]
+    alignment = ("left", *("right" for _ in columns))
+    return tabulate(
+        rows,
+        headers=["", *columns],
+        tablefmt="github" if markdown else "simple",
+        colalign=alignment if rows else None,
+        disable_numparse=True,
+    )
+
+
+def _cell(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.2f}"
+
+
+def _percent(fraction: float) -> float:
+    """Percentage of a share; NaN for the library's -1, "nothing to measure"."""
+    return float(fraction) * 100 if fraction >= 0 else math.nan
+
+
+def _image_indices(annotations: Record) -> dict[object, int]:
+    """Integers for image ids, as the library needs them; in the ids' order, which decides among equal scores."""
+    return {image_id: index for index, image_id in enumerate(sorted(image_sizes(annotations)), start=1)}
+
+
+def _ground_truth(annotations: Record, iou_type: IouType, class_agnostic: bool) -> Record:
+    """A copy with the fields that evaluation reads, which the library may write into."""
+    indices, sizes = _image_indices(annotations), image_sizes(annotations)
+    records = []
+    # ids count from 1, since the library takes id 0 for "not matched"
+    for index, annotation in enumerate(annotations["annotations"], start=1):
+        record = _record(annotation, iou_type, class_agnostic, indices, sizes)
+        record["id"] = index
+        record["iscrowd"] = annotation.get("iscrowd", 0)
+        record["area"] = annotation["area"] if "area" in annotation else float(mask_util.area(record["segmentation"]))
+        records.append(record)
+    categories = [{"id": 1, "name": "object"}] if class_agnostic else [dict(c) for c in annotations["categories"]]
+    images = [{**image, "id": indices[image["id"]]} for image in annotations["images"]]
+    return {"images": images, "annotations": records, "categories": categories}
+
+
+def _predictions(
+    annotations: Record, results: Sequence[Record], iou_type: IouType, class_agnostic: bool
+) -> Iterator[Record]:
+    indices, sizes = _image_indices(annotations), image_sizes(annotations)
+    for result in results:
+        yield {**_record(result, iou_type, class_agnostic, indices, sizes), "score": result["score"]}
+
+
+def _record(
+    source: Record,
+    iou_type: IouType,
+    class_agnostic: bool,
+    indices: Mapping[object, int],
+    sizes: Mapping[object, tuple[int, int]],
+) -> Record:
+    record = {
+        "image_id": indices[source["image_id"]],
+        "category_id": 1 if class_agnostic else source["category_id"],
+    }
+    if iou_type == "bbox":
+        return {**record, "bbox": list(source["bbox"])}
+    # no box beside a mask: the library would take the box's area for the mask's
+    return {**record, "segmentation": segmentation_to_rle(source["segmentation"], *sizes[source["image_id"]])}
+
+
+def _check_federated(annotations: Record, class_agnostic: bool) -> None:
+    if class_agnostic:
+        raise ValueError("LVIS style evaluates category by category. Use style 'coco' for class-agnostic AP.")
+    if not all("frequency" in category for category in annotations["categories"]):
+        raise ValueError(
+            "LVIS style needs the 'frequency' (r, c or f) of every category, as LVIS files have it. "
+            "Use style 'coco' for other files."
+        )
+
+
+def _federated_results(annotations: Record, results: Sequence[Record], limit: int) -> list[Record]:
+    """The results that LVIS counts: the best `limit` of each image, of categories verified to be there or not.
+
+    The library limits results an image and category, and fails on an image of which it drops all results.
+    """
+    verified = {image["id"]: set(image.get("neg_category_ids", ())) for image in annotations["images"]}
+    for annotation in annotations["annotations"]:
+        verified[annotation["image_id"]].add(annotation["category_id"])
+    by_image: dict[object, list[Record]] = {image_id: [] for image_id in verified}
+    for result in results:
+        by_image[result["image_id"]].append(result)
+    return [
+        result
+        for image_id, candidates in by_image.items()
+        for result in sorted(candidates, key=lambda candidate: candidate["score"], reverse=True)[:limit]
+        if result["category_id"] in verified[image_id]
+    ]
