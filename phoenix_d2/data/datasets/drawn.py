@@ -1,0 +1,429 @@
+"""A dataset that the program draws itself: exact masks of soft-edged, textured, overlapping shapes.
+
+Whoever has no images at hand can train and try the refiner on it. Its annotations are COCO instances with LVIS' extra
+fields, so that both styles of evaluation run.
+"""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import cv2
+import numpy as np
+from numpy.random import Generator
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+Array = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+STAMP_NAME = "drawn.json"
+_DRAWING_VERSION = 1  # raised whenever the same parameters would draw other pictures
+_SUPERSAMPLING = 4
+_MIN_VISIBLE_SHARE = 0.35
+_TRIES_PER_OBJECT = 5
+
+
+@dataclass(frozen=True)
+class DrawingStyle:
+    """How crowded, how clear and how clean the pictures are. Ranges are (least, most), both included.
+
+    Attributes:
+        objects: Objects in a picture; a few less where no more find room.
+        clutter: Translucent shapes behind the objects that belong to no object.
+        diameter: Of an object, as a share of the picture's shorter side; small ones are as likely as large ones.
+        texture: Strength of the patterns within objects and background, in grey levels of 255.
+        blur: Standard deviation of the blur over the whole picture, in pixels.
+        noise: Standard deviation of the noise of each pixel, in grey levels.
+        min_visible_area: Least visible area of an object, in pixels.
+    """
+
+    objects: tuple[int, int] = (4, 9)
+    clutter: tuple[int, int] = (6, 14)
+    diameter: tuple[float, float] = (0.14, 0.75)
+    texture: tuple[float, float] = (10.0, 70.0)
+    blur: tuple[float, float] = (0.3, 1.0)
+    noise: tuple[float, float] = (2.0, 10.0)
+    min_visible_area: int = 64
+
+
+class DrawnDataset(NamedTuple):
+    """Where a drawn dataset lies."""
+
+    image_folder: Path
+    annotation_file: Path
+
+
+class DrawnObject(NamedTuple):
+    """One object of a picture: its category's name and its visible pixels, (H, W) bool."""
+
+    category: str
+    mask: Mask
+
+
+def draw_dataset(
+    folder: str | Path,
+    *,
+    num_images: int,
+    image_size: tuple[int, int] = (256, 256),
+    seed: int = 0,
+    style: DrawingStyle | None = None,
+) -> DrawnDataset:
+    """Draw pictures and their annotations into a folder, unless just these are there already.
+
+    The folder appears whole or not at all. One that holds another drawing is replaced. Picture i depends on the seed
+    and i alone, so that a longer drawing begins with the pictures of a shorter one.
+
+    Args:
+        folder: Gets `images/*.jpg`, `instances.json` and the stamp `drawn.json`.
+        num_images: How many pictures.
+        image_size: (height, width) in pixels.
+        seed: Of all randomness.
+        style: The looks; the default style when None.
+
+    Returns:
+        The paths of the images and of the annotations.
+
+    Raises:
+        ValueError: On a size or count that cannot be drawn, or when the folder holds files that no drawing left there.
+    """
+    if num_images < 1:
+        raise ValueError(f"num_images is {num_images}, expected at least 1")
+    if min(image_size) < 32:
+        raise ValueError(f"image_size is {image_size}, expected a height and a width of at least 32 pixels")
+    if seed < 0:
+        raise ValueError(f"seed is {seed}, expected 0 or more")
+    folder, style = Path(folder), style or DrawingStyle()
+    parameters = {
+        "version": _DRAWING_VERSION,
+        "num_images": num_images,
+        "image_size": image_size,
+        "seed": seed,
+        "style": asdict(style),
+    }
+    stamp = json.dumps(parameters, indent=2)
+    if not _holds_drawing(folder, stamp):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
+            drawing = Path(scratch, "drawing")
+            _write_drawing(drawing, num_images, image_size, seed, style)
+            (drawing / STAMP_NAME).write_text(stamp)
+            if folder.exists():
+                folder.rename(Path(scratch, "previous"))
+            drawing.rename(folder)
+    return DrawnDataset(folder / "images", folder / "instances.json")
+
+
+def draw_picture(
+    image_size: tuple[int, int], *, generator: Generator, style: DrawingStyle
+) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
+    """Draw one picture.
+
+    Args:
+        image_size: (height, width) in pixels.
+        generator: The source of all randomness.
+        style: The looks.
+
+    Returns:
+        The picture, (H, W, 3) uint8, and its objects from back to front; their masks do not overlap.
+    """
+    palette = [_colour(generator, away_from=[])]
+    canvas = _fill(image_size, palette[0], generator, style)
+    for _ in range(generator.integers(*style.clutter, endpoint=True)):
+        shape = _rasterise(_draw_category(generator).outline(generator), image_size, generator, (0.05, 0.4))
+        opacity = generator.uniform(0.15, 0.5)
+        _paint(canvas, shape, _fill(shape.size, _colour(generator, away_from=[]), generator, style), opacity)
+
+    owner = np.zeros(image_size, np.uint8)
+    names: list[str] = []
+    areas = [0]
+    wanted = int(generator.integers(*style.objects, endpoint=True))
+    for _ in range(_TRIES_PER_OBJECT * wanted):
+        if len(names) == wanted:
+            break
+        category = _draw_category(generator)
+        shape = _rasterise(category.outline(generator), image_size, generator, style.diameter)
+        if not _finds_room(shape, owner, areas, style.min_visible_area):
+            continue
+        names.append(category.name)
+        areas.append(int(shape.mask.sum()))
+        owner[shape.window][shape.mask] = len(names)
+        palette.append(_colour(generator, away_from=palette))
+        _paint(canvas, shape, _fill(shape.size, palette[-1], generator, style), 1.0)
+
+    blurred = cv2.GaussianBlur(canvas, (0, 0), generator.uniform(*style.blur))
+    noise = generator.uniform(*style.noise) * generator.standard_normal(canvas.shape, np.float32)
+    picture = np.clip(np.rint(blurred + noise), 0, 255).astype(np.uint8)
+    return picture, [DrawnObject(name, owner == index) for index, name in enumerate(names, start=1)]
+
+
+def _holds_drawing(folder: Path, stamp: str) -> bool:
+    """Whether the folder holds the drawing of this stamp; an error if it holds what is not ours to replace."""
+    if (folder / STAMP_NAME).is_file():
+        return (folder / STAMP_NAME).read_text() == stamp
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(f"{folder} holds files but no {STAMP_NAME}: give an empty or a new folder to draw into")
+    return False
+
+
+def _write_drawing(folder: Path, num_images: int, image_size: tuple[int, int], seed: int, style: DrawingStyle) -> None:
+    (folder / "images").mkdir(parents=True)
+    objects: list[list[DrawnObject]] = []
+    for index in range(num_images):
+        picture, drawn = draw_picture(image_size, generator=np.random.default_rng([seed, index]), style=style)
+        path = folder / "images" / _file_name(index)
+        if not cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]):
+            raise OSError(f"could not write {path}")
+        objects.append(drawn)
+    (folder / "instances.json").write_text(json.dumps(_annotations(objects, image_size)))
+
+
+def _file_name(index: int) -> str:
+    return f"{index + 1:06d}.jpg"
+
+
+def _annotations(objects: list[list[DrawnObject]], image_size: tuple[int, int]) -> dict[str, Any]:
+    """COCO instances of all pictures, with the fields that LVIS adds."""
+    ids = {category.name: index for index, category in enumerate(_CATEGORIES, start=1)}
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for index, drawn in enumerate(objects):
+        image_id = index + 1
+        present = {ids[name] for name, _ in drawn}
+        images.append(
+            {
+                "id": image_id,
+                "file_name": _file_name(index),
+                "height": image_size[0],
+                "width": image_size[1],
+                # Everything drawn is annotated, so every other category is known to be absent.
+                "neg_category_ids": sorted(set(ids.values()) - present),
+                "not_exhaustive_category_ids": [],
+            }
+        )
+        for name, mask in drawn:
+            place = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name], "iscrowd": 0}
+            annotations.append(place | _describe(mask))
+    categories = [
+        {
+            "id": ids[category.name],
+            "name": category.name,
+            "frequency": category.frequency,
+            "image_count": sum(any(name == category.name for name, _ in drawn) for drawn in objects),
+            "instance_count": sum(name == category.name for drawn in objects for name, _ in drawn),
+        }
+        for category in _CATEGORIES
+    ]
+    info = {"description": "Shapes drawn by phoenix_d2"}
+    return {"info": info, "images": images, "annotations": annotations, "categories": categories}
+
+
+def _describe(mask: Mask) -> dict[str, Any]:
+    """RLE, area and XYWH box of a mask that is not empty."""
+    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
+    (rows, columns) = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    x, y = int(columns[0]), int(rows[0])
+    return {
+        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
+        "area": int(mask.sum()),
+        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
+    }
+
+
+class _Outline(NamedTuple):
+    """A shape about the unit circle.
+
+    Attributes:
+        contours: (K, 2) points (x, y) each; an inner contour is a hole.
+        stroke: Width of the line along the (then open) contours; 0 when the contours are closed and filled.
+    """
+
+    contours: tuple[Array, ...]
+    stroke: float = 0.0
+
+
+class _Shape(NamedTuple):
+    """An outline brought to pixels: its window in the picture, and the covered share of each pixel of the window."""
+
+    window: tuple[slice, slice]
+    coverage: Array
+
+    @property
+    def size(self) -> tuple[int, int]:
+        return self.coverage.shape[0], self.coverage.shape[1]
+
+    @property
+    def mask(self) -> Mask:
+        return self.coverage >= 0.5
+
+
+def _polar(angles: NDArray[np.floating], radii: NDArray[np.floating] | float) -> Array:
+    return np.stack([radii * np.cos(angles), radii * np.sin(angles)], axis=1).astype(np.float32)
+
+
+def _turn(num_points: int) -> NDArray[np.float64]:
+    return np.linspace(0.0, 2 * np.pi, num_points, endpoint=False)
+
+
+def _disk(generator: Generator) -> _Outline:
+    return _Outline((_polar(_turn(64), 1.0) * _aspect(generator),))
+
+
+def _ring(generator: Generator) -> _Outline:
+    aspect = _aspect(generator)
+    hole = generator.uniform(0.45, 0.75) * _polar(_turn(64), 1.0) + generator.uniform(-0.1, 0.1, 2)
+    return _Outline((_polar(_turn(64), 1.0) * aspect, hole.astype(np.float32) * aspect))
+
+
+def _aspect(generator: Generator) -> Array:
+    return np.array([1.0, generator.uniform(0.55, 1.0)], np.float32)
+
+
+def _star(generator: Generator) -> _Outline:
+    num_tips = int(generator.integers(4, 9))
+    radii = np.where(
+        np.arange(2 * num_tips) % 2, generator.uniform(0.3, 0.6), generator.uniform(0.8, 1.0, 2 * num_tips)
+    )
+    return _Outline((_polar(_turn(2 * num_tips), radii),))
+
+
+def _polygon(generator: Generator) -> _Outline:
+    num_corners = int(generator.integers(3, 8))
+    angles = _turn(num_corners) + generator.uniform(-0.35, 0.35, num_corners) * 2 * np.pi / num_corners
+    return _Outline((_polar(angles, generator.uniform(0.6, 1.0, num_corners)),))
+
+
+def _blob(generator: Generator) -> _Outline:
+    angles, waves = _turn(96), np.arange(2, 8)
+    phases, strengths = generator.uniform(0, 2 * np.pi, waves.size), generator.normal(0, 0.28, waves.size) / waves**0.7
+    radii = 1 + (strengths * np.cos(np.outer(angles, waves) + phases)).sum(axis=1)
+    return _Outline((_polar(angles, np.clip(radii, 0.2, None) / radii.max()),))
+
+
+def _stroke(generator: Generator) -> _Outline:
+    way = np.linspace(0, 1, 48)
+    heading = generator.uniform(0.5, 2.5) * np.sin(2 * np.pi * generator.uniform(0.4, 1.2) * way)
+    steps = _polar(heading, 1.0)
+    curve = np.cumsum(steps, axis=0)
+    curve -= (curve.max(axis=0) + curve.min(axis=0)) / 2
+    return _Outline((curve / np.linalg.norm(curve, axis=1).max(),), stroke=generator.uniform(0.12, 0.3))
+
+
+class _Category(NamedTuple):
+    name: str
+    frequency: str
+    weight: float
+    outline: Callable[[Generator], _Outline]
+
+
+# LVIS' frequency groups (frequent, common, rare) by how often the category is drawn.
+_CATEGORIES = (
+    _Category("blob", "f", 0.28, _blob),
+    _Category("disk", "f", 0.2, _disk),
+    _Category("polygon", "f", 0.2, _polygon),
+    _Category("star", "c", 0.13, _star),
+    _Category("ring", "c", 0.11, _ring),
+    _Category("stroke", "r", 0.08, _stroke),
+)
+
+
+def _draw_category(generator: Generator) -> _Category:
+    return _CATEGORIES[generator.choice(len(_CATEGORIES), p=[category.weight for category in _CATEGORIES])]
+
+
+def _rasterise(
+    outline: _Outline, image_size: tuple[int, int], generator: Generator, diameter: tuple[float, float]
+) -> _Shape:
+    """Turn, scale and move an outline at random, and measure how much of each pixel it covers.
+
+    The centre lies in the picture; the rest may reach beyond its border. `diameter` is the range of sizes as shares
+    of the picture's shorter side.
+    """
+    radius = np.exp(generator.uniform(*np.log(diameter))) * min(image_size) / 2
+    angle = generator.uniform(0, 2 * np.pi)
+    rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
+    centre = generator.uniform(0, image_size[::-1])
+    contours = [radius * contour @ rotation + centre for contour in outline.contours]
+    stroke = radius * outline.stroke
+
+    points = np.concatenate(contours)
+    x0, y0 = np.clip(np.floor(points.min(axis=0) - stroke), 0, np.subtract(image_size[::-1], 1)).astype(int)
+    x1, y1 = np.clip(np.ceil(points.max(axis=0) + stroke), (x0 + 1, y0 + 1), image_size[::-1]).astype(int)
+    fine = np.zeros((_SUPERSAMPLING * (y1 - y0), _SUPERSAMPLING * (x1 - x0)), np.uint8)
+    scaled = [np.rint(_SUPERSAMPLING * (contour - (x0, y0))).astype(np.int32) for contour in contours]
+    if outline.stroke:
+        cv2.polylines(fine, scaled, isClosed=False, color=255, thickness=max(1, round(_SUPERSAMPLING * stroke)))
+    else:
+        cv2.fillPoly(fine, scaled, 255)
+    coverage = cv2.resize(fine, (int(x1 - x0), int(y1 - y0)), interpolation=cv2.INTER_AREA)
+    return _Shape((slice(y0, y1), slice(x0, x1)), np.float32(1 / 255) * coverage)
+
+
+def _finds_room(shape: _Shape, owner: NDArray[np.uint8], areas: list[int], min_visible_area: int) -> bool:
+    """Whether a shape in front of all others is large enough itself and leaves enough of each of them to be seen."""
+    if shape.mask.sum() < min_visible_area:
+        return False
+    hidden = np.bincount(owner[shape.window][shape.mask], minlength=len(areas))
+    visible = np.bincount(owner.ravel(), minlength=len(areas)) - hidden
+    needed = np.maximum(min_visible_area, _MIN_VISIBLE_SHARE * np.array(areas))
+    return bool((visible >= needed)[1:].all())
+
+
+def _paint(canvas: Array, shape: _Shape, fill: Array, opacity: float) -> None:
+    """Lay a shape over the canvas, in place."""
+    canvas[shape.window] += opacity * shape.coverage[..., None] * (fill - canvas[shape.window])
+
+
+def _colour(generator: Generator, away_from: list[Array]) -> Array:
+    """A colour, (3,) in grey levels; of a few drawn ones the one that differs most from those already there."""
+    greys, hues = generator.uniform(30, 225, (6, 1)), generator.uniform(0, 255, (6, 3))
+    candidates = (greys + generator.uniform(0.2, 0.8, (6, 1)) * (hues - greys)).astype(np.float32)
+    if not away_from:
+        return candidates[0]
+    distances = np.linalg.norm(candidates[:, None] - np.stack(away_from), axis=2)
+    return candidates[distances.min(axis=1).argmax()]
+
+
+def _fill(size: tuple[int, int], colour: Array, generator: Generator, style: DrawingStyle) -> Array:
+    """A patterned patch, (h, w, 3) in grey levels, that varies about a colour."""
+    pattern = _PATTERNS[generator.integers(len(_PATTERNS))](size, generator)
+    variation = generator.standard_normal(3, np.float32)
+    variation *= generator.uniform(*style.texture) / np.linalg.norm(variation)
+    return colour + (pattern - 0.5)[..., None] * (2 * variation)
+
+
+def _slope(size: tuple[int, int], generator: Generator) -> Array:
+    """Each pixel's distance along a random direction, in pixels."""
+    angle = generator.uniform(0, 2 * np.pi)
+    rows, columns = np.arange(size[0], dtype=np.float32)[:, None], np.arange(size[1], dtype=np.float32)
+    return np.float32(np.cos(angle)) * columns + np.float32(np.sin(angle)) * rows
+
+
+def _gradient(size: tuple[int, int], generator: Generator) -> Array:
+    slope = _slope(size, generator)
+    slope -= slope.min()
+    return slope / max(float(slope.max()), 1.0)
+
+
+def _stripes(size: tuple[int, int], generator: Generator) -> Array:
+    period, phase = generator.uniform(5, 24), generator.uniform(0, 2 * np.pi)
+    return 0.5 + 0.5 * np.sin(_slope(size, generator) * np.float32(2 * np.pi / period) + np.float32(phase))
+
+
+def _checks(size: tuple[int, int], generator: Generator) -> Array:
+    return np.abs(_stripes(size, generator) - _stripes(size, generator))
+
+
+def _clouds(size: tuple[int, int], generator: Generator) -> Array:
+    grain = generator.uniform(4, 40)
+    cells = tuple(max(2, round(side / grain)) for side in size)
+    coarse = generator.random(cells, np.float32)
+    return np.clip(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
+
+
+_PATTERNS = (_gradient, _stripes, _checks, _clouds)
