@@ -1,0 +1,179 @@
+"""Every configuration key of the project, and where shipped configs lie.
+
+Keys are only added, under `MODEL.PHOENIX` (how a refiner is built and trained), `MODEL.REFINER` (how it
+is used) and a few named `DATASETS`, so that the plug-in loads beside any Detectron2 config. "Ours"
+marks what the paper does not state.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from detectron2.config import CfgNode as CN
+from detectron2.config import get_cfg
+
+CONFIG_DIR = Path(__file__).parent / "configs"
+_CHECKOUT_CONFIG_DIR = Path(__file__).parent.parent / "configs"
+
+
+def find_config(name: str) -> str:
+    """Path of a config file: `name` itself if it exists, else the shipped config of that name.
+
+    Raises:
+        FileNotFoundError: neither exists; the message lists the shipped ones.
+    """
+    if Path(name).is_file():
+        return name
+    shipped = _CHECKOUT_CONFIG_DIR if _CHECKOUT_CONFIG_DIR.is_dir() else CONFIG_DIR
+    if (shipped / name).is_file():
+        return str(shipped / name)
+    known = ", ".join(sorted(path.relative_to(shipped).as_posix() for path in shipped.rglob("*.yaml")))
+    raise FileNotFoundError(f"No config {name!r}: it is no file, nor one of the shipped configs ({known}).")
+
+
+def get_phoenix_cfg() -> CN:
+    """Detectron2's default config with this project's keys."""
+    cfg = get_cfg()
+    add_phoenix_config(cfg)
+    return cfg
+
+
+def add_phoenix_config(cfg: CN) -> None:
+    """Add this project's keys to `cfg`, and register its architectures."""
+    from phoenix_d2 import modeling  # noqa: F401  (registers META_ARCHs)
+
+    cfg.MODEL.PHOENIX = _phoenix_node()
+    cfg.MODEL.REFINER = _refiner_node()
+
+    # a results or annotation JSON for each of DATASETS.TEST, whose masks are to be refined; without
+    # one, the ground truth degraded by TEST_DEGRADATION takes its place
+    cfg.DATASETS.COARSE_FILES_TEST = ()
+    # (kind in phoenix_d2.perturbation.DEGRADATIONS, strength from 0 to 1)
+    cfg.DATASETS.TEST_DEGRADATION = ("mask_head", 0.5)
+    # a results JSON for each of DATASETS.TRAIN, whose masks serve as noise (paper Table 4e); ours
+    cfg.DATASETS.COARSE_FILES_TRAIN = ()
+
+
+def _phoenix_node() -> CN:
+    node = CN()
+
+    node.ENCODER = CN()
+    # an entry of phoenix_d2.sam.encoders.ENCODERS (paper C.2)
+    node.ENCODER.NAME = "vit_h"
+    # segment-anything's checkpoint for it, path or URL; "" for `tiny`, whose weights come with a package
+    node.ENCODER.WEIGHTS = ""
+    # parts of the refiner that are trained: image_encoder (its neck, for `tiny`), prompt_encoder,
+    # mask_decoder (paper 4.1: the decoder; a frozen prompt encoder is ours)
+    node.TRAINABLE = ("mask_decoder",)
+
+    node.PROMPT = CN()
+    # derived points, box and mask prompt (paper 3.2, after SAMRefiner)
+    node.PROMPT.POINTS = True
+    node.PROMPT.BOX = True
+    # "logit", "gaussian" or "binary" (ours: logit)
+    node.PROMPT.MASK = "logit"
+    # logit of a certain pixel in the "logit" coding; ours
+    node.PROMPT.MASK_SCALE = 10.0
+    # context-aware growth of boxes, share of similar pixels; 0 is off, as in SAMRefiner's released code
+    node.PROMPT.BOX_GROWTH = 0.0
+    # probability that a sample's points and box are left out in training (paper B.2)
+    node.PROMPT.DROP_PROB = 0.3
+
+    node.PERTURBATION = CN()
+    # number of embeddings, standard deviation of their start (paper Fig. 5c, B.2)
+    node.PERTURBATION.NUM_EMBEDDINGS = 50
+    node.PERTURBATION.INIT_STD = 0.1
+    # sign-gradient steps (paper 4.1); at most MAX_DECAYS decays of the step is ours
+    node.PERTURBATION.STEP_SIZE = 0.01
+    node.PERTURBATION.STEP_DECAY = 0.1
+    node.PERTURBATION.MAX_STEPS = 10
+    node.PERTURBATION.MAX_DECAYS = 3
+    # each mask's IoU threshold is drawn from this range; margin of the band (paper 4.1)
+    node.PERTURBATION.IOU_RANGE = (0.3, 0.9)
+    node.PERTURBATION.IOU_MARGIN = 0.05
+    # an attack that starts below its threshold and this IoU falls back to morphological noise; ours
+    node.PERTURBATION.MIN_IOU = 0.1
+    # "dice", "l1", "mse", "bce" or "focal" (paper Table 4b)
+    node.PERTURBATION.CRITERION = "dice"
+    # any of "expansion", "contraction", "inversion" (paper Table 8d)
+    node.PERTURBATION.GUIDES = ("expansion", "contraction", "inversion")
+    # probability of morphological instead of adversarial noise (paper Table 8e)
+    node.PERTURBATION.MORPHOLOGY_PROB = 0.0
+    # dense prompt under attack: "none" (SAM's no-mask embedding) suits SAM's weights, "target" a small decoder; ours
+    node.PERTURBATION.DENSE_PROMPT = "none"
+    # probability that a mask of DATASETS.COARSE_FILES_TRAIN, where there is one, is the noise (paper Table 4e)
+    node.PERTURBATION.MODEL_NOISE_PROB = 1.0
+
+    node.LOSS = CN()
+    # focal to Dice 20 : 1 (paper C.1.5); predicted-IoU regression is ours
+    node.LOSS.FOCAL_WEIGHT = 20.0
+    node.LOSS.DICE_WEIGHT = 1.0
+    node.LOSS.IOU_WEIGHT = 1.0
+    # train the single-mask token too, which the perturbation decodes; ours
+    node.LOSS.TRAIN_SINGLE_MASK = True
+
+    node.CMRL = CN()
+    # lambda_CMRL and the weights of its terms (paper C.1.5, 4.1); WEIGHT 0 switches it off
+    node.CMRL.WEIGHT = 1e-3
+    node.CMRL.INTRA_WEIGHT = 0.4
+    node.CMRL.INTER_WEIGHT = 0.4
+    node.CMRL.SELF_WEIGHT = 0.2
+    # not stated in the paper; ours
+    node.CMRL.TEMPERATURE = 0.07
+    # sampled pixels a region (paper B.6)
+    node.CMRL.NUM_SAMPLES = 256
+    # "logsumexp" (Eq. 2) or "softplus" (Algorithm 2)
+    node.CMRL.INTER_FORM = "logsumexp"
+    # count mistakes that the refiner itself made as failures; ours
+    node.CMRL.COUNT_NEW_ERRORS = False
+    # layers of the projector, 0 is the identity (paper B.6, Table 8g)
+    node.CMRL.PROJECTOR_LAYERS = 3
+
+    node.CASCADE = CN()
+    # the refiner's own output replaces the noisy mask with a probability that rises linearly to this,
+    # up to MAX_DEPTH passes deep (paper B.3 without a schedule; ours)
+    node.CASCADE.MAX_PROB = 0.5
+    node.CASCADE.MAX_DEPTH = 4
+
+    node.DATA = CN()
+    # annotations drawn an image, one as in SegRefiner (paper 4.1); more share one encoding
+    node.DATA.MASKS_PER_IMAGE = 1
+    # smallest annotation trained on, pixels (SegRefiner)
+    node.DATA.MIN_AREA = 512
+    # probability that a sample is a window around one object instead of the whole image, and the
+    # range of the window's side in units of the object's box; ours
+    node.DATA.OBJECT_CROP_PROB = 0.0
+    node.DATA.OBJECT_CROP_CONTEXT = (1.3, 4.0)
+    # augmentation (paper B.2; strengths are ours)
+    node.DATA.FLIP_PROB = 0.5
+    node.DATA.COLOR_JITTER = 0.4
+
+    node.PRETRAIN = CN()
+    # the META_ARCHITECTURE "PromptableDecoder": decoder passes a sample, the first with a simulated
+    # point, box or coarse mask, the others correcting the one before (SAM's scheme, shortened; ours)
+    node.PRETRAIN.ROUNDS = 3
+    # probabilities of the first prompt: point, box, coarse mask
+    node.PRETRAIN.PROMPT_PROBS = (0.25, 0.25, 0.5)
+
+    # arithmetic of encoder and decoder under SOLVER.AMP.ENABLED: "bfloat16" or "float16"
+    node.AMP_DTYPE = "bfloat16"
+    return node
+
+
+def _refiner_node() -> CN:
+    node = CN()
+    # passes of the cascade (paper B.3)
+    node.NUM_ITERS = 5
+    # masks decoded together; bounds the memory
+    node.CHUNK_SIZE = 8
+    # see phoenix_d2.refiner.RefineOptions; all ours
+    node.ZOOM_SMALL = True
+    node.ZOOM_BELOW = 0.0
+    node.ZOOM_CONTEXT = 2.0
+    # META_ARCHITECTURE "RefinedDetector": the detector's own META_ARCHITECTURE, and the refiner's weights
+    node.DETECTOR = "GeneralizedRCNN"
+    node.WEIGHTS = ""
+    # let pred_boxes follow the refined masks; multiply scores by the predicted mask quality
+    node.UPDATE_BOXES = False
+    node.RESCORE = False
+    return node

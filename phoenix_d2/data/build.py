@@ -1,0 +1,67 @@
+"""Data loaders of training and evaluation."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.utils.data
+from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
+from detectron2.data.build import build_batch_data_loader
+from detectron2.data.common import DatasetFromList, MapDataset
+
+from phoenix_d2.data.coarse_masks import CoarseMaskMapper, attach_results, attach_training_noise
+from phoenix_d2.data.dataset_mapper import RefinementDatasetMapper
+from phoenix_d2.data.sample_stream import SampleStream, StreamSampler
+
+
+def build_train_loader(cfg: CfgNode) -> torch.utils.data.DataLoader:
+    """Endless batches of `DATASETS.TRAIN`; its sampler is a `StreamSampler`.
+
+    Raises:
+        ValueError: no annotation can be trained on, or training noise files do not match the datasets.
+    """
+    mapper = RefinementDatasetMapper(cfg)
+    noise_files = _one_each(cfg.DATASETS.COARSE_FILES_TRAIN, cfg.DATASETS.TRAIN, "COARSE_FILES_TRAIN")
+    dataset_dicts: list[dict[str, Any]] = []
+    for name, path in zip(cfg.DATASETS.TRAIN, noise_files, strict=True):
+        dicts = get_detection_dataset_dicts(name, filter_empty=True)
+        dataset_dicts += attach_training_noise(dicts, path) if path else dicts
+    dataset_dicts = [d for d in dataset_dicts if any(map(mapper.is_trainable, d["annotations"]))]
+    if not dataset_dicts:
+        raise ValueError(
+            f"No annotation of {cfg.DATASETS.TRAIN} can be trained on: all are crowd or have at most {mapper.min_area} "
+            "pixels (MODEL.PHOENIX.DATA.MIN_AREA)."
+        )
+    # what a run draws must not depend on the seed being unset
+    stream = SampleStream(dataset_dicts, seed=max(cfg.SEED, 0))
+    loader: torch.utils.data.DataLoader = build_batch_data_loader(
+        MapDataset(stream, mapper),
+        StreamSampler(),
+        cfg.SOLVER.IMS_PER_BATCH,
+        aspect_ratio_grouping=False,
+        num_workers=cfg.DATALOADER.NUM_WORKERS,
+    )
+    return loader
+
+
+def build_test_loader(cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataLoader:
+    """The images of one of `DATASETS.TEST` with coarse masks, from its file or from its degraded ground truth."""
+    files = _one_each(cfg.DATASETS.COARSE_FILES_TEST, cfg.DATASETS.TEST, "COARSE_FILES_TEST")
+    path = files[cfg.DATASETS.TEST.index(dataset_name)]
+    dicts = get_detection_dataset_dicts(dataset_name, filter_empty=False)
+    if path:
+        dicts = attach_results(dicts, path)
+    mapper = CoarseMaskMapper(dataset_name, tuple(cfg.DATASETS.TEST_DEGRADATION))
+    loader: torch.utils.data.DataLoader = build_detection_test_loader(
+        DatasetFromList(dicts), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
+    )
+    return loader
+
+
+def _one_each(files: tuple[str, ...], datasets: tuple[str, ...], key: str) -> tuple[str, ...]:
+    if not files:
+        return ("",) * len(datasets)
+    if len(files) != len(datasets):
+        raise ValueError(f"DATASETS.{key} has {len(files)} file(s) for {len(datasets)} dataset(s): give one each, or none.")
+    return tuple(files)

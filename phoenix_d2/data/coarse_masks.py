@@ -1,0 +1,113 @@
+"""Coarse masks beside the images that they belong to."""
+
+from __future__ import annotations
+
+import logging
+import zlib
+from collections import defaultdict
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.data import MetadataCatalog
+from detectron2.data import detection_utils as utils
+from detectron2.structures import Instances
+
+from phoenix_d2.data.mask_json import decode_segmentation, load_results
+from phoenix_d2.perturbation import DEGRADATIONS
+
+logger = logging.getLogger(__name__)
+
+
+def attach_results(dataset_dicts: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+    """Put the records of a results JSON under "coarse_results" of the dicts of their images, in the file's order.
+
+    Raises:
+        ValueError: the file names an image that the dataset lacks, or is no results file.
+    """
+    by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
+    for record in load_results(path):
+        by_image[record["image_id"]].append(record)
+    unknown = sorted(by_image.keys() - {d["image_id"] for d in dataset_dicts})
+    if unknown:
+        raise ValueError(
+            f"{path} has masks of {len(unknown)} image(s) that the dataset lacks, the first is {unknown[0]}: "
+            "is it the results file of another dataset?"
+        )
+    return [{**d, "coarse_results": by_image.get(d["image_id"], [])} for d in dataset_dicts]
+
+
+def attach_training_noise(dataset_dicts: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
+    """Put a model's mask of an annotation under its "coarse_segmentation", found by the record's `gt_id` (paper Table 4e).
+
+    Raises:
+        ValueError: a record has no `gt_id`.
+    """
+    by_annotation: dict[int, Any] = {}
+    for index, record in enumerate(load_results(path)):
+        if "gt_id" not in record:
+            raise ValueError(
+                f"{path}, record {index}: training noise needs 'gt_id', the id of the annotation that the mask is a "
+                "prediction of."
+            )
+        by_annotation[record["gt_id"]] = record["segmentation"]
+    with_noise = []
+    for dataset_dict in dataset_dicts:
+        annotations = [
+            {**a, "coarse_segmentation": by_annotation[a["id"]]} if a.get("id") in by_annotation else a
+            for a in dataset_dict["annotations"]
+        ]
+        with_noise.append({**dataset_dict, "annotations": annotations})
+    logger.info("%d masks of %s serve as training noise.", len(by_annotation), path)
+    return with_noise
+
+
+class CoarseMaskMapper:
+    """Test samples: the whole image and its coarse masks.
+
+    Args:
+        dataset_name: whose category ids are mapped to contiguous ones.
+        degradation: (kind, strength) in `phoenix_d2.perturbation.DEGRADATIONS` that makes coarse masks of the
+            ground truth where the dict has no "coarse_results"; seeded by the image's id.
+    """
+
+    def __init__(self, dataset_name: str, degradation: tuple[str, float]) -> None:
+        self.category_ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id", {})
+        kind, self.strength = degradation
+        if kind not in DEGRADATIONS:
+            raise ValueError(f"Unknown degradation {kind!r}: expected one of {', '.join(sorted(DEGRADATIONS))}.")
+        self.degrade = DEGRADATIONS[kind]
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dict.
+
+        Returns:
+            The dict without annotations, with "image", (3, H, W) uint8 RGB, and "coarse_instances" in the image
+            frame with `pred_masks` (N, H, W) bool, `scores` and contiguous `pred_classes`.
+        """
+        image = utils.read_image(dataset_dict["file_name"], format="RGB")
+        utils.check_image_size(dataset_dict, image)
+        size = image.shape[:2]
+        if "coarse_results" in dataset_dict:
+            records = dataset_dict["coarse_results"]
+            masks = [decode_segmentation(r["segmentation"], *size) for r in records]
+            scores = [r.get("score", 1.0) for r in records]
+            classes = [self.category_ids.get(r["category_id"], r["category_id"]) for r in records]
+        else:
+            annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
+            rng = np.random.default_rng(zlib.crc32(str(dataset_dict["image_id"]).encode()))
+            masks = [
+                self.degrade(decode_segmentation(a["segmentation"], *size), self.strength, rng) for a in annotations
+            ]
+            scores = [1.0] * len(annotations)
+            classes = [a["category_id"] for a in annotations]
+
+        coarse = Instances(size)
+        coarse.pred_masks = torch.from_numpy(np.stack(masks) if masks else np.zeros((0, *size), dtype=bool))
+        coarse.scores = torch.tensor(scores, dtype=torch.float32)
+        coarse.pred_classes = torch.tensor(classes, dtype=torch.long)
+        hidden = ("annotations", "coarse_results")
+        sample = {key: value for key, value in dataset_dict.items() if key not in hidden}
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
+        sample["coarse_instances"] = coarse
+        return sample

@@ -1,0 +1,166 @@
+"""From dataset dicts to what `Phoenix` reads."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.data import detection_utils as utils
+from detectron2.structures import BitMasks, Instances
+
+from phoenix_d2.data.mask_json import decode_segmentation, segmentation_area
+from phoenix_d2.ops.frames import Frame
+
+Annotation = dict[str, Any]
+
+
+class RefinementDatasetMapper:
+    """Training samples: one image (or a window around one object of it) and masks drawn from it.
+
+    The image is read once, cut, flipped and resized to the model input here, in the worker; masks
+    of annotations that were not drawn are never decoded.
+
+    Args:
+        input_size: side of the model input in pixels; the long side of the image becomes this.
+        masks_per_image: most annotations drawn, uniformly, from those that are not crowd and have
+            more than `min_area` pixels (SegRefiner's draw, with one a image).
+        object_crop_prob: probability of a window around a drawn object.
+        object_crop_context: range of the window's side, in units of the long side of the object's
+            box; uniform in the logarithm.
+        flip_prob: of a horizontal flip.
+        color_jitter: brightness, contrast and saturation vary by up to this share, hue by a tenth of it.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        input_size: int,
+        masks_per_image: int = 1,
+        min_area: float = 512,
+        object_crop_prob: float = 0.0,
+        object_crop_context: tuple[float, float] = (1.3, 4.0),
+        flip_prob: float = 0.5,
+        color_jitter: float = 0.4,
+    ) -> None:
+        self.input_size = input_size
+        self.masks_per_image = masks_per_image
+        self.min_area = min_area
+        self.object_crop_prob = object_crop_prob
+        self.object_crop_context = object_crop_context
+        self.flip_prob = flip_prob
+        self.color_jitter = color_jitter
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.PHOENIX.DATA`."""
+        from phoenix_d2.sam.encoders import get_encoder
+
+        data = cfg.MODEL.PHOENIX.DATA
+        return {
+            "input_size": get_encoder(cfg.MODEL.PHOENIX.ENCODER.NAME).input_size,
+            "masks_per_image": data.MASKS_PER_IMAGE,
+            "min_area": data.MIN_AREA,
+            "object_crop_prob": data.OBJECT_CROP_PROB,
+            "object_crop_context": tuple(data.OBJECT_CROP_CONTEXT),
+            "flip_prob": data.FLIP_PROB,
+            "color_jitter": data.COLOR_JITTER,
+        }
+
+    def is_trainable(self, annotation: Annotation) -> bool:
+        """Whether an annotation may be drawn."""
+        width, height = annotation["bbox"][2:]
+        # the box bounds the area, and spares measuring most of the small ones
+        if annotation.get("iscrowd", 0) or width * height <= self.min_area:
+            return False
+        area = annotation["area"] if "area" in annotation else segmentation_area(annotation["segmentation"])
+        return bool(area > self.min_area)
+
+    def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
+        """Map one dict with "sample_seed" (see `SampleStream`).
+
+        Returns:
+            The dict without annotations, with "image", (3, h, w) uint8 RGB at the size of the model
+            input, unpadded, and "instances" in that frame with `gt_masks` and, where the dict's
+            annotations have a "coarse_segmentation", `coarse_masks` (empty where there is none).
+        """
+        rng = np.random.default_rng(dataset_dict["sample_seed"])
+        image = utils.read_image(dataset_dict["file_name"], format="RGB")
+        utils.check_image_size(dataset_dict, image)
+        size = image.shape[:2]
+        annotations = [a for a in dataset_dict["annotations"] if self.is_trainable(a)]
+        annotations = [annotations[i] for i in rng.permutation(len(annotations))]
+        window = (0, 0, size[1], size[0])
+        if rng.random() < self.object_crop_prob:
+            window = self._object_window(size, annotations[0]["bbox"], rng)
+            annotations = [a for a in annotations if _visible_share(a["bbox"], window) > 0.5]
+        drawn = annotations[: self.masks_per_image]
+        frame = Frame(size, window, self.input_size, self.input_size)
+        flip = rng.random() < self.flip_prob
+
+        shrinks = frame.resized_size < frame.window_size
+        pixels = _resize(image, frame, flip, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
+        instances = Instances(frame.resized_size)
+        instances.gt_masks = self._masks([a["segmentation"] for a in drawn], size, frame, flip)
+        if any("coarse_segmentation" in a for a in drawn):
+            instances.coarse_masks = self._masks([a.get("coarse_segmentation") for a in drawn], size, frame, flip)
+        # a polygon may enclose no pixel at this size
+        instances = instances[instances.gt_masks.nonempty()]
+
+        sample = {key: value for key, value in dataset_dict.items() if key not in ("annotations", "sample_seed")}
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(_jitter(pixels, self.color_jitter, rng).transpose(2, 0, 1)))
+        sample["instances"] = instances
+        return sample
+
+    def _object_window(
+        self, size: tuple[int, int], bbox: list[float], rng: np.random.Generator
+    ) -> tuple[int, int, int, int]:
+        """A square that holds the object, at a random place, cut to the image."""
+        x, y, width, height = bbox
+        low, high = np.log(self.object_crop_context)
+        side = np.exp(rng.uniform(low, high)) * max(width, height, 16)
+        x0 = rng.uniform(x + width - side, x) if side > width else x
+        y0 = rng.uniform(y + height - side, y) if side > height else y
+        x1, y1 = min(round(x0 + side), size[1]), min(round(y0 + side), size[0])
+        return max(round(x0), 0), max(round(y0), 0), x1, y1
+
+    @staticmethod
+    def _masks(segmentations: list[Any], size: tuple[int, int], frame: Frame, flip: bool) -> BitMasks:
+        height, width = frame.resized_size
+        masks = np.zeros((len(segmentations), height, width), dtype=bool)
+        for mask, segmentation in zip(masks, segmentations, strict=True):
+            if segmentation is not None:
+                full = decode_segmentation(segmentation, *size).astype(np.float32)
+                mask[:] = _resize(full, frame, flip, cv2.INTER_LINEAR) >= 0.5
+        return BitMasks(torch.from_numpy(masks))
+
+
+def _resize(pixels: np.ndarray, frame: Frame, flip: bool, interpolation: int) -> np.ndarray:
+    x0, y0, x1, y1 = frame.window
+    resized = cv2.resize(pixels[y0:y1, x0:x1], frame.resized_size[::-1], interpolation=interpolation)
+    return resized[:, ::-1] if flip else resized
+
+
+def _visible_share(bbox: list[float], window: tuple[int, int, int, int]) -> float:
+    """Share of a box (XYWH) that lies in a window (XYXY)."""
+    x, y, width, height = bbox
+    x0, y0, x1, y1 = window
+    inside_x, inside_y = min(x + width, x1) - max(x, x0), min(y + height, y1) - max(y, y0)
+    return max(inside_x, 0) * max(inside_y, 0) / max(width * height, 1e-6)
+
+
+def _jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Vary brightness, contrast, saturation and hue of an (H, W, 3) uint8 RGB image."""
+    if strength == 0:
+        return image
+    brightness, contrast, saturation = 1 + rng.uniform(-strength, strength, size=3)
+    hue = rng.uniform(-strength, strength) / 10 * 180
+    hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
+    hsv[..., 0] = (hsv[..., 0].astype(np.int16) + round(hue)) % 180
+    hsv[..., 1] = cv2.convertScaleAbs(hsv[..., 1], alpha=saturation)
+    image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    mean = float(image.mean())
+    return cv2.convertScaleAbs(image, alpha=brightness * contrast, beta=brightness * (1 - contrast) * mean)

@@ -1,0 +1,6 @@
+"""Detectron2 architectures: importing this package registers them."""
+
+from phoenix_d2.modeling.phoenix import Phoenix
+from phoenix_d2.modeling.promptable import PromptableDecoder
+
+__all__ = ["Phoenix", "PromptableDecoder"]

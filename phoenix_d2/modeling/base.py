@@ -1,0 +1,159 @@
+"""What the two trainable architectures share: the batch, the random numbers, evaluation, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from detectron2.structures import Instances
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import Tensor, nn
+
+from phoenix_d2.losses.criterion import RefinementCriterion
+from phoenix_d2.refiner import MaskRefiner
+from phoenix_d2.sam.checkpoint import is_frozen
+
+_REFINER_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+
+
+@dataclass(frozen=True)
+class TargetBatch:
+    """The masks of a training batch, N over all its images.
+
+    Attributes:
+        image_embeddings: (B, C, h, w), with a graph if a part of the encoder is trained.
+        image_index: (N,) long, the image of each mask.
+        coverage: (N, s, s) float in [0, 1], share of each low-resolution pixel that the target covers.
+        valid: (N, s, s) bool, pixels that are image and not padding.
+        model_masks: (N, s, s) bool, a model's masks of the targets, empty where there is none.
+    """
+
+    image_embeddings: Tensor
+    image_index: Tensor
+    coverage: Tensor
+    valid: Tensor
+    model_masks: Tensor
+
+    @property
+    def masks(self) -> Tensor:
+        """(N, s, s) bool targets."""
+        return self.coverage >= 0.5
+
+    @property
+    def embeddings(self) -> Tensor:
+        """(N, C, h, w) image embedding of each mask."""
+        return self.image_embeddings[self.image_index]
+
+
+class RefinerArchitecture(nn.Module):
+    """A `MaskRefiner` in Detectron2's training loop.
+
+    In training, `forward` takes what `RefinementDatasetMapper` makes and returns losses; in evaluation
+    it takes "image" and "coarse_instances" (see `CoarseMaskMapper`) and returns refined "instances".
+
+    Args:
+        refiner: what is trained.
+        criterion: its losses.
+        trainable: parts of the refiner that training changes.
+        seed: of every random draw in training; draws depend on it, the iteration and the process alone.
+        max_iter: iterations of the whole run, for schedules.
+        amp_dtype: arithmetic of encoder and decoder in training; None is float32.
+    """
+
+    def __init__(
+        self,
+        *,
+        refiner: MaskRefiner,
+        criterion: RefinementCriterion,
+        trainable: Sequence[str],
+        seed: int,
+        max_iter: int,
+        amp_dtype: torch.dtype | None,
+    ) -> None:
+        super().__init__()
+        unknown = set(trainable) - set(_REFINER_PARTS)
+        if unknown or not trainable:
+            raise ValueError(
+                f"MODEL.PHOENIX.TRAINABLE is {tuple(trainable)}: expected one or more of {', '.join(_REFINER_PARTS)}."
+            )
+        self.refiner = refiner
+        self.criterion = criterion
+        self.seed = seed
+        self.max_iter = max_iter
+        self.amp_dtype = amp_dtype
+        for part in _REFINER_PARTS:
+            for name, parameter in refiner.get_submodule(part).named_parameters():
+                trained = part in trainable and not is_frozen(f"{part}.{name}", refiner.frozen)
+                parameter.requires_grad_(trained)
+        # no path leads from the loss to the embedding of absent masks when every sample has one, and
+        # distributed training waits for every gradient
+        refiner.prompt_encoder.no_mask_embed.requires_grad_(False)
+        self.latest_panel: dict[str, Tensor] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self.refiner.device
+
+    def forward(self, batched_inputs: list[dict[str, Any]]) -> Any:
+        """Losses by name in training; a list of {"instances": Instances} otherwise."""
+        if self.training:
+            return self.losses(batched_inputs)
+        return [self._refine(inputs) for inputs in batched_inputs]
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """The losses of a batch; diagnostics go to the event storage."""
+        raise NotImplementedError
+
+    def generator(self) -> torch.Generator:
+        """The source of all random numbers of this iteration and process: a resumed run draws the same."""
+        # large odd factors keep the streams of neighbouring iterations and processes apart
+        seed = self.seed + 1_000_003 * get_event_storage().iter + 7_919 * comm.get_rank()
+        return torch.Generator().manual_seed(seed)
+
+    def progress(self) -> float:
+        """Share of the run that is done, in [0, 1]."""
+        return get_event_storage().iter / max(self.max_iter, 1)
+
+    def autocast(self) -> torch.autocast:
+        """Mixed precision for encoder and decoder, if it is on."""
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None)
+
+    def load_batch(self, batched_inputs: list[dict[str, Any]]) -> TargetBatch:
+        """Encode the images of a batch and bring its masks to the low-resolution frame."""
+        images, coverage, valid, model_masks, image_index = [], [], [], [], []
+        for i, inputs in enumerate(batched_inputs):
+            instances: Instances = inputs["instances"]
+            frame = self.refiner.frame(instances.image_size)
+            images.append(self.refiner.preprocess(inputs["image"].to(self.device), frame))
+            coverage.append(frame.masks_to_low_res(instances.gt_masks.tensor.to(self.device)))
+            valid.append(frame.valid_mask(self.device).expand_as(coverage[-1]))
+            if instances.has("coarse_masks"):
+                model_masks.append(frame.masks_to_low_res(instances.coarse_masks.tensor.to(self.device)) >= 0.5)
+            else:
+                model_masks.append(torch.zeros_like(valid[-1]))
+            image_index += [i] * len(instances)
+        with self.autocast():
+            embeddings = self.refiner.encode_image(torch.stack(images))
+        return TargetBatch(
+            embeddings.float(),
+            torch.tensor(image_index, dtype=torch.long, device=self.device),
+            torch.cat(coverage),
+            torch.cat(valid),
+            torch.cat(model_masks),
+        )
+
+    def record(self, diagnostics: dict[str, Tensor | float]) -> None:
+        """Put scalars into the event storage, in one transfer from the device."""
+        values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in diagnostics.values()])
+        for name, value in zip(diagnostics, values.tolist(), strict=True):
+            get_event_storage().put_scalar(name, value)
+
+    def _refine(self, inputs: dict[str, Any]) -> dict[str, Instances]:
+        coarse: Instances = inputs["coarse_instances"]
+        result = self.refiner.refine(inputs["image"], coarse.pred_masks)
+        fields = {name: value for name, value in coarse.get_fields().items() if name != "pred_masks"}
+        return {"instances": Instances(coarse.image_size, **fields, pred_masks=result.masks)}

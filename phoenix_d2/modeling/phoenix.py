@@ -1,0 +1,143 @@
+"""META_ARCH `Phoenix`: training of the refiner with adversarial noise and contrastive learning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
+from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_refiner
+from phoenix_d2.perturbation import NoiseSampler
+from phoenix_d2.prompting import drop_visual_prompts
+from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
+
+
+@META_ARCH_REGISTRY.register()
+class Phoenix(RefinerArchitecture):
+    """The paper's training: perturb the target, refine the noisy mask, compare the three.
+
+    Args:
+        noise_sampler: makes noisy masks of targets.
+        dense_prompt: dense prompt under attack: "none" or "target".
+        model_noise_prob: probability that a model's mask, where there is one, is the noise.
+        drop_prob: probability that a sample's points and box are left out.
+        cascade_prob: probability at the end of training that the refiner's own output replaces the noisy mask.
+        cascade_depth: most passes that such an output is deep.
+
+    The others are those of `RefinerArchitecture`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        noise_sampler: NoiseSampler,
+        dense_prompt: str = "none",
+        model_noise_prob: float = 1.0,
+        drop_prob: float = 0.3,
+        cascade_prob: float = 0.5,
+        cascade_depth: int = 4,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        if dense_prompt not in ("none", "target"):
+            raise ValueError(f"Unknown dense prompt under attack {dense_prompt!r}: expected 'none' or 'target'.")
+        self.noise_sampler = noise_sampler
+        self.dense_prompt = dense_prompt
+        self.model_noise_prob = model_noise_prob
+        self.drop_prob = drop_prob
+        self.cascade_prob = cascade_prob
+        self.cascade_depth = cascade_depth
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
+        node = cfg.MODEL.PHOENIX
+        return {
+            "refiner": build_refiner(cfg),
+            "criterion": build_criterion(cfg),
+            "trainable": tuple(node.TRAINABLE),
+            "seed": max(cfg.SEED, 0),
+            "max_iter": cfg.SOLVER.MAX_ITER,
+            "amp_dtype": getattr(torch, node.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
+            "noise_sampler": build_noise_sampler(cfg),
+            "dense_prompt": node.PERTURBATION.DENSE_PROMPT,
+            "model_noise_prob": node.PERTURBATION.MODEL_NOISE_PROB,
+            "drop_prob": node.PROMPT.DROP_PROB,
+            "cascade_prob": node.CASCADE.MAX_PROB,
+            "cascade_depth": node.CASCADE.MAX_DEPTH,
+        }
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """See `RefinerArchitecture.losses`."""
+        generator = self.generator()
+        batch = self.load_batch(batched_inputs)
+        noise = self.perturb(batch, generator)
+        noisy_masks = self._run_cascade(batch, noise.masks, generator)
+
+        prompts = self.refiner.prompter(noisy_masks.float(), stride=self.refiner.stride)
+        prompts = drop_visual_prompts(prompts, probability=self.drop_prob, generator=generator)
+        with self.autocast():
+            prediction = self.refiner.decode(batch.embeddings, prompts)
+        losses, diagnostics = self.criterion(
+            prediction, batch.coverage, noisy_masks, batch.valid, generator=generator
+        )
+        self.record(diagnostics | _noise_diagnostics(noise))
+        self.latest_panel = {
+            "image": batched_inputs[0]["image"],
+            "target": batch.coverage[0].detach(),
+            "noisy": noisy_masks[0],
+            "refined": prediction.multimask().best().low_res_logits[0, 0].detach().float().sigmoid(),
+        }
+        return losses
+
+    @torch.no_grad()
+    def perturb(self, batch: TargetBatch, generator: torch.Generator) -> PerturbationResult:
+        """Noisy masks of the targets of a batch; the decoder is attacked as it is now, in float32."""
+        embeddings = batch.embeddings.detach()
+        prompts = self.refiner.prompter(batch.coverage, stride=self.refiner.stride)
+        sparse, dense = self.refiner.prompt_encoder.encode(prompts)
+        if self.dense_prompt == "none":
+            dense = self.refiner.prompt_encoder.no_mask_embeddings(len(prompts))
+
+        def decode(perturbation: Tensor, active: Tensor) -> Tensor:
+            # the perturbation comes before the visual prompt embeddings (Algorithm 1, line 4)
+            tokens = torch.cat([perturbation, sparse[active]], dim=1)
+            prediction = self.refiner.decode_embeddings(embeddings[active], tokens, dense[active])
+            return prediction.single().low_res_logits[:, 0]
+
+        used = torch.rand(len(prompts), generator=generator) < self.model_noise_prob
+        model_masks = batch.model_masks & used.to(self.device)[:, None, None]
+        return self.noise_sampler(decode, batch.masks, batch.valid, model_masks=model_masks, generator=generator)
+
+    @torch.no_grad()
+    def _run_cascade(self, batch: TargetBatch, noisy_masks: Tensor, generator: torch.Generator) -> Tensor:
+        """Replace some noisy masks by the refiner's own output for them, as the cascade will see at inference (B.3)."""
+        n = len(noisy_masks)
+        chosen = torch.rand(n, generator=generator) < self.cascade_prob * self.progress()
+        depths = torch.randint(1, self.cascade_depth + 1, (n,), generator=generator) * chosen
+        masks = noisy_masks.clone()
+        for depth in range(self.cascade_depth):
+            rows = (depths > depth).nonzero()[:, 0].to(self.device)
+            if len(rows) == 0:
+                break
+            prompts = self.refiner.prompter(masks[rows].float(), stride=self.refiner.stride)
+            with self.autocast():
+                best = self.refiner.decode_best(batch.embeddings[rows], prompts)
+            refined = (best.low_res_logits[:, 0] > 0) & batch.valid[rows]
+            kept = refined.flatten(1).any(1)[:, None, None]
+            masks[rows] = torch.where(kept, refined, masks[rows])
+        return masks
+
+
+def _noise_diagnostics(noise: PerturbationResult) -> dict[str, Tensor]:
+    attacked = noise.outcome < PerturbationOutcome.MORPHOLOGICAL
+    shares = {
+        f"noise_{outcome.name.lower()}": (noise.outcome == outcome).float().mean() for outcome in PerturbationOutcome
+    }
+    steps = (noise.num_steps * attacked).sum() / attacked.sum().clamp(min=1)
+    return {"noise_iou": noise.iou.mean(), "noise_steps": steps, **shares}

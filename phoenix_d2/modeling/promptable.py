@@ -1,0 +1,171 @@
+"""META_ARCH `PromptableDecoder`: pre-training of a decoder that no SAM checkpoint exists for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode, configurable
+from detectron2.modeling import META_ARCH_REGISTRY
+from torch import Tensor
+
+from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
+from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_refiner
+from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
+from phoenix_d2.perturbation import NoiseSampler
+from phoenix_d2.prompting import drop_visual_prompts, to_sam_coords
+from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts
+
+
+@META_ARCH_REGISTRY.register()
+class PromptableDecoder(RefinerArchitecture):
+    """Segment-anything's own training scheme, shortened.
+
+    The first pass sees a point on the object, its jittered box, or a coarse mask of it with what the
+    prompter derives; each further pass sees the mask of the pass before and one point more, drawn from
+    what that mask got wrong. Every pass is trained. Ours: the coarse mask among the first prompts, so
+    that the decoder learns early to read masks that are wrong.
+
+    Args:
+        noise_sampler: makes the coarse masks; morphological noise alone.
+        rounds: passes a sample.
+        prompt_probs: of the first prompt: point, box, coarse mask.
+        drop_prob: probability that points and box of a coarse mask are left out.
+
+    The others are those of `RefinerArchitecture`.
+    """
+
+    @configurable
+    def __init__(
+        self,
+        *,
+        noise_sampler: NoiseSampler,
+        rounds: int = 3,
+        prompt_probs: Sequence[float] = (0.25, 0.25, 0.5),
+        drop_prob: float = 0.3,
+        **base: Any,
+    ) -> None:
+        super().__init__(**base)
+        if len(prompt_probs) != 3 or min(prompt_probs) < 0 or sum(prompt_probs) <= 0:
+            raise ValueError(f"prompt_probs is {prompt_probs}: expected three weights, for point, box and coarse mask.")
+        # here, and only here, some samples have no mask prompt
+        self.refiner.prompt_encoder.no_mask_embed.requires_grad_(True)
+        self.noise_sampler = noise_sampler
+        self.rounds = rounds
+        self.prompt_probs = torch.tensor(prompt_probs)
+        self.drop_prob = drop_prob
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
+        node = cfg.MODEL.PHOENIX
+        return {
+            "refiner": build_refiner(cfg),
+            "criterion": build_criterion(cfg, cmrl=False),
+            "trainable": tuple(node.TRAINABLE),
+            "seed": max(cfg.SEED, 0),
+            "max_iter": cfg.SOLVER.MAX_ITER,
+            "amp_dtype": getattr(torch, node.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
+            "noise_sampler": build_noise_sampler(cfg, morphology_prob=1.0),
+            "rounds": node.PRETRAIN.ROUNDS,
+            "prompt_probs": tuple(node.PRETRAIN.PROMPT_PROBS),
+            "drop_prob": node.PROMPT.DROP_PROB,
+        }
+
+    def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
+        """See `RefinerArchitecture.losses`."""
+        generator = self.generator()
+        batch = self.load_batch(batched_inputs)
+        prompts, has_mask, coarse_masks = self._first_prompts(batch, generator)
+        total: dict[str, Tensor] = {}
+        for turn in range(self.rounds):
+            prediction = self._decode(batch, prompts, has_mask)
+            losses, diagnostics = self.criterion(prediction, batch.coverage, None, batch.valid, generator=generator)
+            total = {name: total.get(name, 0) + loss / self.rounds for name, loss in losses.items()}
+            self.record({f"iou_round_{turn}": diagnostics["iou_refined"]})
+            masks = prediction.multimask().best().low_res_logits[:, 0].detach().float()
+            if turn == 0:
+                self.record(_gain(masks > 0, coarse_masks, batch, has_mask))
+            prompts = self._correct(prompts, masks, batch, generator)
+            has_mask = torch.ones_like(has_mask)
+        self.latest_panel = {
+            "image": batched_inputs[0]["image"],
+            "target": batch.coverage[0].detach(),
+            "refined": masks[0].sigmoid(),
+        }
+        return total
+
+    def _decode(self, batch: TargetBatch, prompts: Prompts, has_mask: Tensor) -> MaskPrediction:
+        """Decode prompts of which only those in `has_mask` ((N,) bool) have a mask prompt."""
+        with self.autocast():
+            sparse, dense = self.refiner.prompt_encoder.encode(prompts)
+            absent = self.refiner.prompt_encoder.no_mask_embeddings(len(prompts))
+            dense = torch.where(has_mask[:, None, None, None], dense, absent)
+            return self.refiner.decode_embeddings(batch.embeddings, sparse, dense)
+
+    def _first_prompts(self, batch: TargetBatch, generator: torch.Generator) -> tuple[Prompts, Tensor, Tensor]:
+        """Simulated first prompts, (N,) bool which of them have a mask prompt, and (N, s, s) bool coarse masks."""
+        kind = torch.multinomial(self.prompt_probs, len(batch.image_index), replacement=True, generator=generator)
+        is_point, is_box, is_mask = (kind.to(self.device)[:, None] == k for k in range(3))
+        noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
+        derived = self.refiner.prompter(noise.masks.float(), stride=self.refiner.stride)
+        derived = drop_visual_prompts(derived, probability=self.drop_prob, generator=generator)
+
+        points = self._centres(_draw_pixels(batch.masks, generator))
+        boxes = self._jittered_boxes(batch.masks, generator)
+        coords = torch.cat([points, boxes, derived.point_coords], dim=1)
+        corners = torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT], device=self.device)
+        labels = torch.cat(
+            [
+                torch.where(is_point, int(PointLabel.FOREGROUND), int(PointLabel.PADDING)),
+                torch.where(is_box, corners, int(PointLabel.PADDING)),
+                torch.where(is_mask, derived.point_labels, int(PointLabel.PADDING)),
+            ],
+            dim=1,
+        )
+        return Prompts(coords, labels, derived.mask_logits), is_mask[:, 0], noise.masks
+
+    def _jittered_boxes(self, masks: Tensor, generator: torch.Generator) -> Tensor:
+        """(N, 2, 2) corners of the targets' boxes, moved by noise of a tenth of the side, at most 20 pixels (as SAM's)."""
+        boxes = masks_to_boxes(masks).float() * self.refiner.stride
+        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
+        noise = torch.randn(boxes.shape, generator=generator).to(self.device) * 0.1 * sides
+        boxes = boxes + noise.clamp(-20, 20)
+        return to_sam_coords(boxes.unflatten(1, (2, 2)))
+
+    def _correct(
+        self, prompts: Prompts, logits: Tensor, batch: TargetBatch, generator: torch.Generator
+    ) -> Prompts:
+        """The mask so far as mask prompt, and one more point where it is wrong."""
+        wrong = ((logits > 0) != batch.masks) & batch.valid
+        anywhere = wrong.flatten(1).any(1)[:, None, None]
+        pixels = _draw_pixels(torch.where(anywhere, wrong, batch.masks), generator)
+        # a missed pixel becomes a foreground point, an invented one a background point
+        labels = batch.masks.flatten(1).gather(1, pixels).long()
+        scale = self.refiner.prompter.mask_scale
+        return Prompts(
+            torch.cat([prompts.point_coords, self._centres(pixels)], dim=1),
+            torch.cat([prompts.point_labels, labels], dim=1),
+            logits.clamp(-scale, scale)[:, None],
+        )
+
+    def _centres(self, pixels: Tensor) -> Tensor:
+        """(N, 1) flat low-resolution pixels to (N, 1, 2) coordinates as segment-anything takes them."""
+        side = self.refiner.low_res_size
+        xy = torch.stack([pixels % side, pixels // side], dim=-1)
+        return to_sam_coords((xy + 0.5) * self.refiner.stride)
+
+
+def _draw_pixels(regions: Tensor, generator: torch.Generator) -> Tensor:
+    """One pixel of each (N, s, s) bool region, uniformly: (N, 1) flat indices; any pixel of an empty region."""
+    weights = regions.flatten(1).to("cpu", torch.float32) + 1e-12
+    return torch.multinomial(weights, 1, generator=generator).to(regions.device)
+
+
+def _gain(masks: Tensor, coarse_masks: Tensor, batch: TargetBatch, has_mask: Tensor) -> dict[str, Tensor]:
+    """Mean IoU of the coarse masks that were prompted with, and what the first pass added to it."""
+    count = has_mask.sum().clamp(min=1)
+    coarse = (mask_iou(coarse_masks, batch.masks, batch.valid) * has_mask).sum() / count
+    refined = (mask_iou(masks, batch.masks, batch.valid) * has_mask).sum() / count
+    return {"iou_noisy": coarse, "iou_gain": refined - coarse}

@@ -1,0 +1,78 @@
+#!/usr/bin/env python
+"""Train or evaluate a refiner, in the manner of Detectron2's tools/train_net.py.
+
+    python tools/train_net.py --config phoenix_tiny.yaml DATASETS.TRAIN "('path/to/folder',)"
+    python tools/train_net.py --config phoenix_lvis.yaml --num-gpus 8
+    python tools/train_net.py --config phoenix_lvis.yaml --eval-only MODEL.WEIGHTS output/phoenix_lvis/model_final.pth
+"""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Detectron2's arguments; `--config` also finds shipped configs by name."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--config", "--config-file", dest="config_file", required=True, metavar="FILE",
+        help="path of a config, or the name of one in configs/",
+    )  # fmt: skip
+    parser.add_argument("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    parser.add_argument("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS on DATASETS.TEST")
+    parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine: one a GPU, or on the CPU")
+    parser.add_argument("--num-machines", type=int, default=1)
+    parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
+    parser.add_argument("--dist-url", default="auto", help="where processes meet, e.g. tcp://HOST:PORT; auto: this machine")
+    parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE KEY VALUE ...")
+    return parser
+
+
+def setup(args: argparse.Namespace) -> Any:
+    """The config of a run: defaults, file, overrides; on a machine without a GPU the device becomes the CPU."""
+    import torch
+    from detectron2.engine import default_setup
+
+    from phoenix_d2.config import find_config, get_phoenix_cfg
+    from phoenix_d2.data.datasets import register_folders
+
+    cfg = get_phoenix_cfg()
+    args.config_file = find_config(args.config_file)
+    cfg.merge_from_file(args.config_file)
+    if not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+    cfg.merge_from_list(args.opts)
+    cfg.freeze()
+    register_folders(cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
+    default_setup(cfg, args)
+    return cfg
+
+
+def main(args: argparse.Namespace) -> Any:
+    """Train, or evaluate."""
+    cfg = setup(args)
+    from phoenix_d2.engine import Trainer
+    from phoenix_d2.engine.checkpointer import RefinerCheckpointer
+
+    if args.eval_only:
+        model = Trainer.build_model(cfg)
+        RefinerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        return Trainer.test(cfg, model)
+    trainer = Trainer(cfg)
+    trainer.resume_or_load(resume=args.resume)
+    return trainer.train()
+
+
+if __name__ == "__main__":
+    parsed = get_parser().parse_args()
+    from detectron2.engine import launch
+
+    launch(
+        main,
+        parsed.num_gpus,
+        num_machines=parsed.num_machines,
+        machine_rank=parsed.machine_rank,
+        dist_url=parsed.dist_url,
+        args=(parsed,),
+    )
