@@ -7,8 +7,8 @@ trained. Every function counts valid pixels only, so the padding of the square f
 from __future__ import annotations
 
 import torch
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 from phoenix_d2.ops.masks import mask_iou
 

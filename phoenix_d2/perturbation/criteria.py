@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 import torch.nn.functional as F
-from fvcore.nn import sigmoid_focal_loss
 from torch import Tensor
+from torchvision.ops import sigmoid_focal_loss
 
 Criterion: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
 
@@ -45,7 +45,7 @@ def bce(logits: Tensor, guidance: Tensor, valid: Tensor) -> Tensor:
 
 def focal(logits: Tensor, guidance: Tensor, valid: Tensor) -> Tensor:
     """Mean focal loss (gamma 2); the classes are not weighted, so that no guide is stronger on one side."""
-    return _valid_mean(sigmoid_focal_loss(logits, guidance), valid)
+    return _valid_mean(sigmoid_focal_loss(logits, guidance, alpha=-1), valid)
 
 
 CRITERIA: dict[str, Criterion] = {"dice": dice, "l1": l1, "mse": mse, "bce": bce, "focal": focal}

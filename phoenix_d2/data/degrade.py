@@ -1,0 +1,44 @@
+"""Coarse masks made of right ones, as a results file."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+
+from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask, image_sizes
+from phoenix_d2.perturbation import DEGRADATIONS
+
+
+def degrade_annotations(annotations: Record, *, kind: str, strength: float, seed: int = 0) -> list[Record]:
+    """Degrade every mask of an annotation file that is no crowd.
+
+    A mask's noise depends on the seed and its annotation's id alone.
+
+    Args:
+        annotations: content of a COCO or LVIS annotation file, checked.
+        kind: key of `phoenix_d2.perturbation.DEGRADATIONS`.
+        strength: from 0 to 1.
+        seed: of the noise.
+
+    Returns:
+        Records of a results file with score 1 and `gt_id`, the id of the annotation that the mask comes from.
+
+    Raises:
+        ValueError: the kind is unknown, or the strength out of range.
+    """
+    if kind not in DEGRADATIONS:
+        raise ValueError(f"Unknown degradation {kind!r}: expected one of {', '.join(sorted(DEGRADATIONS))}.")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"Strength {strength} is out of range: expected 0 to 1.")
+    sizes = image_sizes(annotations)
+    results = []
+    for annotation in annotations["annotations"]:
+        if annotation.get("iscrowd", 0):
+            continue
+        mask = decode_segmentation(annotation["segmentation"], *sizes[annotation["image_id"]])
+        rng = np.random.default_rng((seed, zlib.crc32(str(annotation["id"]).encode())))
+        record = {key: annotation[key] for key in ("image_id", "category_id")}
+        segmentation = encode_mask(DEGRADATIONS[kind](mask, strength, rng))
+        results.append(record | {"segmentation": segmentation, "score": 1.0, "gt_id": annotation["id"]})
+    return results
