@@ -31,6 +31,21 @@ def find_config(name: str) -> str:
     raise FileNotFoundError(f"No config {name!r}: it is no file, nor one of the shipped configs ({known}).")
 
 
+def load_config(name: str) -> CN:
+    """Detectron2's default config with this project's keys and the values of a config file (see `find_config`).
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has a key that does not exist, or a value of another type than its key's.
+    """
+    cfg, path = get_phoenix_cfg(), find_config(name)
+    try:
+        cfg.merge_from_file(path)
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: {error.args[0]}") from error
+    return cfg
+
+
 def get_phoenix_cfg() -> CN:
     """Detectron2's default config with this project's keys."""
     cfg = get_cfg()
@@ -62,6 +77,8 @@ def _phoenix_node() -> CN:
     node.ENCODER.NAME = "vit_h"
     # segment-anything's checkpoint for it, path or URL; "" for `tiny`, whose weights come with a package
     node.ENCODER.WEIGHTS = ""
+    # side of the square model input in pixels; 0 is the encoder's own. Smaller is faster, larger finer; ours
+    node.ENCODER.INPUT_SIZE = 0
     # parts of the refiner that are trained: image_encoder (its neck, for `tiny`), prompt_encoder,
     # mask_decoder (paper 4.1: the decoder; a frozen prompt encoder is ours)
     node.TRAINABLE = ("mask_decoder",)
@@ -154,6 +171,10 @@ def _phoenix_node() -> CN:
     node.PRETRAIN.ROUNDS = 3
     # probabilities of the first prompt: point, box, coarse mask
     node.PRETRAIN.PROMPT_PROBS = (0.25, 0.25, 0.5)
+    # first prompts a mask; more share one encoding
+    node.PRETRAIN.PROMPTS_PER_MASK = 1
+    # share of coarse masks without an outline (blurred, or the filled box): none to copy, so one must be found
+    node.PRETRAIN.SHAPELESS_PROB = 0.5
 
     # arithmetic of encoder and decoder under SOLVER.AMP.ENABLED: "bfloat16" or "float16"
     node.AMP_DTYPE = "bfloat16"
@@ -162,17 +183,17 @@ def _phoenix_node() -> CN:
 
 def _refiner_node() -> CN:
     node = CN()
-    # passes of the cascade (paper B.3)
-    node.NUM_ITERS = 5
-    # masks decoded together; bounds the memory
-    node.CHUNK_SIZE = 8
-    # see phoenix_d2.refiner.RefineOptions; all ours
-    node.ZOOM_SMALL = True
-    node.ZOOM_BELOW = 0.0
-    node.ZOOM_CONTEXT = 2.0
-    # META_ARCHITECTURE "RefinedDetector": the detector's own META_ARCHITECTURE, and the refiner's weights
-    node.DETECTOR = "GeneralizedRCNN"
+    # how masks are refined, see phoenix_d2.refiner.RefineOptions. None: as the weights were saved with, or for
+    # a refiner that is yet to be trained, the defaults of RefineOptions (the paper's 5 passes, B.3)
+    node.NUM_ITERS = None
+    node.CHUNK_SIZE = None
+    node.ZOOM_SMALL = None
+    node.ZOOM_BELOW = None
+    node.ZOOM_CONTEXT = None
+    # trained weights: a file, or the name of some that come with the package
     node.WEIGHTS = ""
+    # META_ARCHITECTURE "RefinedDetector": the detector's own META_ARCHITECTURE
+    node.DETECTOR = "GeneralizedRCNN"
     # let pred_boxes follow the refined masks; multiply scores by the predicted mask quality
     node.UPDATE_BOXES = False
     node.RESCORE = False

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
-from phoenix_d2.sam.build import build_refiner
-from phoenix_d2.sam.checkpoint import load_encoder, load_trained, read_metadata, save_refiner
+from phoenix_d2.sam.checkpoint import save_refiner
+from phoenix_d2.sam.pretrained import load_pretrained
 from phoenix_d2.structures import RefinementResult
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ if TYPE_CHECKING:
     from phoenix_d2.modeling.hook import RefinerHook
 
 Array = NDArray[Any] | Tensor
-
-WEIGHTS_DIR = Path(__file__).parent / "weights"
 
 
 class PhoenixRefiner:
@@ -59,20 +56,12 @@ class PhoenixRefiner:
             FileNotFoundError: there is no such file, nor packaged weights of that name.
             ValueError: the file is damaged, or was trained with other encoder weights.
         """
-        path = _find_weights(name_or_path)
-        metadata = read_metadata(path)
-        if "encoder" not in metadata:
-            raise ValueError(f"{path} does not say which encoder it belongs to: it is no file of a trained refiner.")
-        prompter, options = CoarseMaskPrompter(**metadata["prompter"]), RefineOptions(**metadata["options"])
-        refiner = build_refiner(metadata["encoder"], prompter=prompter, options=options)
-        if encoder_weights is not None:
-            load_encoder(refiner, encoder_weights)
-        load_trained(refiner, path)
+        refiner = load_pretrained(name_or_path, encoder_weights=encoder_weights)
         return cls(refiner.to(device))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PhoenixRefiner:
-        """Build from `MODEL.PHOENIX` and `MODEL.REFINER` of a Detectron2 config, weights from `MODEL.REFINER.WEIGHTS`."""
+        """Load `MODEL.REFINER.WEIGHTS`; the other keys of that node change how masks are refined."""
         from phoenix_d2.modeling.build import build_trained_refiner
 
         return cls(build_trained_refiner(cfg))
@@ -108,44 +97,40 @@ class PhoenixRefiner:
         Raises:
             ValueError: image, masks, points or boxes are not as described.
         """
-        pixels = _check_image(torch.as_tensor(image))
-        cues = (None if cue is None else torch.as_tensor(cue) for cue in (points, point_labels, boxes))
-        given_points, given_labels, given_boxes = cues
         result = self.refiner.refine(
-            pixels.permute(2, 0, 1),
-            torch.as_tensor(masks),
-            points=None if given_points is None else given_points.float(),
-            point_labels=given_labels,
-            boxes=None if given_boxes is None else given_boxes.float(),
+            _check_image(_as_tensor(image)).permute(2, 0, 1),
+            _as_tensor(masks),
+            points=None if points is None else _as_tensor(points),
+            point_labels=None if point_labels is None else _as_tensor(point_labels),
+            boxes=None if boxes is None else _as_tensor(boxes),
             options=replace(self.options, **options),
         )
         return _to_numpy(result) if isinstance(masks, np.ndarray) else result
 
-    def attach(self, model: nn.Module, *, update_boxes: bool = False, rescore: bool = False) -> RefinerHook:
+    def attach(
+        self,
+        model: nn.Module,
+        *,
+        update_boxes: bool = False,
+        rescore: bool = False,
+        image_format: Literal["RGB", "BGR"] | None = None,
+    ) -> RefinerHook:
         """Make a built Detectron2 model pass its masks through this refiner, until `detach()` of what is returned.
 
         See `phoenix_d2.modeling.hook.RefinerHook`.
         """
         from phoenix_d2.modeling.hook import RefinerHook
 
-        return RefinerHook(self.refiner, model, update_boxes=update_boxes, rescore=rescore)
+        return RefinerHook(self.refiner, model, update_boxes=update_boxes, rescore=rescore, image_format=image_format)
 
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file that `from_pretrained` reads."""
         save_refiner(self.refiner, path)
 
 
-def _find_weights(name_or_path: str | Path) -> Path:
-    if Path(name_or_path).is_file():
-        return Path(name_or_path)
-    packaged = WEIGHTS_DIR / f"{name_or_path}.safetensors"
-    if packaged.is_file():
-        return packaged
-    names = sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
-    raise FileNotFoundError(
-        f"No weights {str(name_or_path)!r}: expected a file, or one of the weights that come with the package "
-        f"({', '.join(names) or 'none in this version'})."
-    )
+def _as_tensor(array: Array) -> Tensor:
+    # tensors have no negative strides, which a reversed channel order leaves behind, and no read-only memory
+    return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=("C", "W")))
 
 
 def _check_image(image: Tensor) -> Tensor:

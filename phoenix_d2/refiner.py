@@ -6,8 +6,8 @@ come here. Shape letters as in `structures`; S is the side of the model input.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -18,7 +18,7 @@ from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.sam.decoder import MaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
-from phoenix_d2.structures import MaskPrediction, Prompts, RefinementResult, RefinementStatus
+from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts, RefinementResult, RefinementStatus
 
 # a mask of fewer low-resolution pixels says too little to be prompted with
 _MIN_LOW_RES_AREA = 16
@@ -46,7 +46,7 @@ class RefineOptions:
 
     def __post_init__(self) -> None:
         if self.num_iters < 1 or self.chunk_size < 1:
-            raise ValueError(f"num_iters and chunk_size must be at least 1, got {self.num_iters} and {self.chunk_size}.")
+            raise ValueError(f"num_iters {self.num_iters} and chunk_size {self.chunk_size} must be at least 1.")
         if not self.zoom_context > 1:
             raise ValueError(f"zoom_context must be above 1, the box itself, got {self.zoom_context}.")
 
@@ -68,8 +68,19 @@ class _Cues:
         return _Cues(
             None if self.points is None else to_input(self.points),
             None if self.labels is None else self.labels[rows],
-            None if self.boxes is None else to_input(self.boxes.unflatten(1, (2, 2))).flatten(1),
+            None if self.boxes is None else to_input(self.boxes.view(-1, 2, 2)).flatten(1),
         )
+
+    def around(self, boxes: Tensor) -> Tensor:
+        """(N, 4) boxes of whole pixels that hold the masks' (N, 4) `boxes` and what the user gave for each."""
+        corners = [boxes.view(-1, 2, 2).float()]
+        if self.boxes is not None:
+            corners.append(self.boxes.view(-1, 2, 2))
+        if self.points is not None and self.labels is not None:
+            is_point = (self.labels != PointLabel.PADDING)[..., None]
+            corners.append(torch.where(is_point, self.points, corners[0][:, :1]))
+        extent = torch.cat(corners, dim=1)
+        return torch.cat([extent.amin(1).floor(), extent.amax(1).ceil()], dim=1)
 
 
 class MaskRefiner(nn.Module):
@@ -198,7 +209,7 @@ class MaskRefiner(nn.Module):
             coarse_masks: (N, H, W) bool.
             points: (N, K, 2) continuous (x, y) image coordinates that replace the points derived from
                 the masks in every pass.
-            point_labels: (N, K) values of `PointLabel`; all foreground when None.
+            point_labels: (N, K), 1 on the object, 0 off it, -1 for no point; all 1 when None.
             boxes: (N, 4) XYXY in image pixels, exclusive maxima, that replace the derived boxes.
             options: those of the refiner when None.
 
@@ -210,98 +221,98 @@ class MaskRefiner(nn.Module):
         image, coarse_masks = image.to(self.device), coarse_masks.to(self.device)
         if points is not None and point_labels is None:
             point_labels = torch.ones(points.shape[:2], dtype=torch.long)
-        cues = _Cues(*(None if cue is None else cue.to(self.device) for cue in (points, point_labels, boxes)))
+        cues = _Cues(
+            None if points is None else points.to(self.device, torch.float32),
+            None if point_labels is None else point_labels.to(self.device),
+            None if boxes is None else boxes.to(self.device, torch.float32),
+        )
 
         n, size = len(coarse_masks), self.low_res_size
         logits = torch.zeros(n, size, size, device=self.device)
         iou_trace = torch.zeros(n, options.num_iters, device=self.device)
         change_trace = torch.ones_like(iou_trace)
         masks = coarse_masks.clone()
-        status, frames = self._plan(coarse_masks, cues.boxes, options)
+        status, frames = self._plan(coarse_masks, cues, options)
 
         whole_embedding: Tensor | None = None
-        for chunk in _chunks(frames, options.chunk_size):
-            rows = torch.tensor(chunk, device=self.device)
-            chunk_frames = [frames[i] for i in chunk]
-            if _is_whole(chunk_frames[0]):
-                if whole_embedding is None:
-                    whole_embedding = self.encode_image(self.preprocess(image, chunk_frames[0])[None])
-                embeddings = whole_embedding
+        for chunk, chunk_frames in _chunks(frames, options.chunk_size):
+            if not _is_whole(chunk_frames[0]):
+                embeddings = self._encode_windows(image, chunk_frames)
+            elif whole_embedding is None:
+                embeddings = whole_embedding = self._encode_windows(image, chunk_frames[:1])
             else:
-                embeddings = self.encode_image(torch.stack([self.preprocess(image, frame) for frame in chunk_frames]))
-            logits[rows], iou_trace[rows], change_trace[rows], erased = self._cascade(
+                embeddings = whole_embedding
+            rows = torch.tensor(chunk, device=self.device)
+            soft_masks = [f.masks_to_low_res(coarse_masks[i, None]) for i, f in zip(chunk, chunk_frames, strict=True)]
+            logits[rows], iou_trace[rows], change_trace[rows] = self._cascade(
                 embeddings,
-                torch.cat([f.masks_to_low_res(coarse_masks[i, None]) for i, f in zip(chunk, chunk_frames, strict=True)]),
+                torch.cat(soft_masks),
                 torch.cat([frame.valid_mask(self.device) for frame in chunk_frames]),
                 cues.in_frames(rows, chunk_frames),
                 options.num_iters,
             )
-            status[rows[erased]] = int(RefinementStatus.KEPT_VANISHED)
-            for i, frame, kept in zip(chunk, chunk_frames, erased.tolist(), strict=True):
-                if not kept:
-                    x0, y0, x1, y1 = frame.window
-                    masks[i] = False
-                    masks[i, y0:y1, x0:x1] = frame.logits_to_window(logits[i, None])[0] > 0
+            for i, frame in zip(chunk, chunk_frames, strict=True):
+                x0, y0, x1, y1 = frame.window
+                masks[i] = False
+                masks[i, y0:y1, x0:x1] = frame.logits_to_window(logits[i, None])[0] > 0
+
+        vanished = (status == RefinementStatus.REFINED) & ~masks.flatten(1).any(1)
+        masks[vanished] = coarse_masks[vanished]
+        status[vanished] = int(RefinementStatus.KEPT_VANISHED)
+        logits[vanished], iou_trace[vanished], change_trace[vanished] = 0.0, 0.0, 1.0
         return RefinementResult(masks, iou_trace[:, -1].clone(), logits, status, iou_trace, change_trace)
 
-    def _plan(
-        self, masks: Tensor, boxes: Tensor | None, options: RefineOptions
-    ) -> tuple[Tensor, list[Frame | None]]:
-        """Status of each mask, and the frame it will be refined in: None for those kept as they are."""
+    def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> Tensor:
+        """Embed the windows of an image: (n, C, S / 16, S / 16)."""
+        return self.encode_image(torch.stack([self.preprocess(image, frame) for frame in frames]))
+
+    def _plan(self, masks: Tensor, cues: _Cues, options: RefineOptions) -> tuple[Tensor, dict[int, Frame]]:
+        """Status of each mask, and by index the frames of those that are to be refined."""
         whole = self.frame((masks.shape[1], masks.shape[2]))
-        tight = masks_to_boxes(masks)
-        around = tight if boxes is None else _union_boxes(tight, boxes)
-        area = masks.flatten(1).sum(1) * (self.low_res_size / max(whole.window_size)) ** 2
-        status: list[int] = []
-        frames: list[Frame | None] = []
-        for box, empty, low_res_area in zip(
-            around.tolist(), (tight[:, 2] == 0).tolist(), area.tolist(), strict=True
-        ):
-            window = _zoom_window(whole.image_size, box, options.zoom_context)
-            small = low_res_area < _MIN_LOW_RES_AREA
-            zoomed = max(window[2] - window[0], window[3] - window[1]) < options.zoom_below * max(whole.image_size)
-            if empty:
-                status.append(RefinementStatus.KEPT_EMPTY)
-                frames.append(None)
-            elif small and not options.zoom_small:
-                status.append(RefinementStatus.KEPT_SMALL)
-                frames.append(None)
-            else:
-                status.append(RefinementStatus.REFINED)
-                zoom = small or zoomed
-                frames.append(Frame(whole.image_size, window, self.input_size, self.low_res_size) if zoom else whole)
-        return torch.tensor(status, dtype=torch.long, device=masks.device), frames
+        boxes = masks_to_boxes(masks)
+        low_res_area = masks.flatten(1).sum(1) * (self.low_res_size / max(whole.window_size)) ** 2
+        small = low_res_area < _MIN_LOW_RES_AREA
+        status = torch.full((len(masks),), int(RefinementStatus.REFINED), device=masks.device)
+        if not options.zoom_small:
+            status[small] = int(RefinementStatus.KEPT_SMALL)
+        status[boxes[:, 2] == 0] = int(RefinementStatus.KEPT_EMPTY)
+
+        frames = {}
+        plan = zip(status.tolist(), small.tolist(), cues.around(boxes).tolist(), strict=True)
+        for i, (mask_status, is_small, box) in enumerate(plan):
+            if mask_status == RefinementStatus.REFINED:
+                x0, y0, x1, y1 = window = _zoom_window(whole.image_size, box, options.zoom_context)
+                zoom = is_small or max(x1 - x0, y1 - y0) < options.zoom_below * max(whole.image_size)
+                frames[i] = replace(whole, window=window) if zoom else whole
+        return status, frames
 
     def _cascade(
         self, image_embeddings: Tensor, soft_masks: Tensor, valid: Tensor, cues: _Cues, num_iters: int
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """Refine (n, s, s) soft masks pass by pass, all in the low-resolution frame.
 
         Returns:
-            (n, s, s) logits of the last pass, (n, T) predicted IoU and (n, T) IoU with the mask before
-            of each pass, and (n,) bool: masks that the first pass erased, to be kept as they were.
-            A mask that vanishes in a later pass stays what it was in the pass before.
+            (n, s, s) logits of the last pass, (n, T) predicted IoU of each pass and (n, T) IoU with the
+            mask before. A mask that vanishes stays what it was in the pass before; the logits of one
+            that the first pass erased are 0.
         """
         logits = torch.zeros_like(soft_masks)
-        ious, changes = [], []
+        ious: list[Tensor] = []
+        changes: list[Tensor] = []
         alive = torch.ones(len(soft_masks), dtype=torch.bool, device=soft_masks.device)
-        refined_once = torch.zeros_like(alive)
         for _ in range(num_iters):
             prompts = self.prompter(soft_masks, stride=self.stride, image_embeddings=image_embeddings, valid=valid)
-            prompts = self.prompter.with_user_prompts(
-                prompts, points=cues.points, labels=cues.labels, boxes=cues.boxes
-            )
+            prompts = self.prompter.with_user_prompts(prompts, points=cues.points, labels=cues.labels, boxes=cues.boxes)
             best = self.decode_best(image_embeddings, prompts)
             new_logits = best.low_res_logits[:, 0].float()
             new_masks = (new_logits > 0) & valid
             alive = alive & new_masks.flatten(1).any(1)
-            refined_once = refined_once | alive
             changes.append(torch.where(alive, mask_iou(new_masks, soft_masks >= 0.5), 1.0))
             previous = ious[-1] if ious else torch.zeros_like(changes[-1])
             ious.append(torch.where(alive, best.iou_predictions[:, 0].float(), previous))
             logits = torch.where(alive[:, None, None], new_logits, logits)
             soft_masks = torch.where(alive[:, None, None], new_masks.to(soft_masks.dtype), soft_masks)
-        return logits, torch.stack(ious, 1), torch.stack(changes, 1), ~refined_once
+        return logits, torch.stack(ious, 1), torch.stack(changes, 1)
 
 
 def _is_whole(frame: Frame) -> bool:
@@ -309,18 +320,16 @@ def _is_whole(frame: Frame) -> bool:
     return frame.window == (0, 0, width, height)
 
 
-def _chunks(frames: Sequence[Frame | None], chunk_size: int) -> Iterator[list[int]]:
-    """Indices of masks to decode together: first those of the whole image, which share its embedding, then the zoomed."""
-    shared = [i for i, frame in enumerate(frames) if frame is not None and _is_whole(frame)]
-    zoomed = [i for i, frame in enumerate(frames) if frame is not None and not _is_whole(frame)]
-    for indices in (shared, zoomed):
+def _chunks(frames: Mapping[int, Frame], chunk_size: int) -> Iterator[tuple[list[int], list[Frame]]]:
+    """Masks to decode together: first those of the whole image, which share its embedding, then the zoomed."""
+    for whole in (True, False):
+        indices = [i for i, frame in frames.items() if _is_whole(frame) is whole]
         for start in range(0, len(indices), chunk_size):
-            yield indices[start : start + chunk_size]
+            chunk = indices[start : start + chunk_size]
+            yield chunk, [frames[i] for i in chunk]
 
 
-def _zoom_window(
-    image_size: tuple[int, int], box: Sequence[float], context: float
-) -> tuple[int, int, int, int]:
+def _zoom_window(image_size: tuple[int, int], box: Sequence[float], context: float) -> tuple[int, int, int, int]:
     """The square of `context` times the long side of a box around its centre, moved and cut to fit the image."""
     side = max(round(context * max(box[2] - box[0], box[3] - box[1])), 1)
     (y0, y1), (x0, x1) = (
@@ -334,12 +343,6 @@ def _fit(start: int, length: int, limit: int) -> tuple[int, int]:
     length = min(length, limit)
     start = min(max(start, 0), limit - length)
     return start, start + length
-
-
-def _union_boxes(boxes: Tensor, others: Tensor) -> Tensor:
-    low = torch.minimum(boxes[:, :2], others[:, :2].floor())
-    high = torch.maximum(boxes[:, 2:], others[:, 2:].ceil())
-    return torch.cat([low, high], dim=1)
 
 
 def _check_inputs(

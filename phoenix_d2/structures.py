@@ -179,5 +179,11 @@ class RefinementResult:
     iou_trace: Tensor
     change_trace: Tensor
 
+    def __post_init__(self) -> None:
+        n = self.masks.shape[0]
+        assert self.masks.ndim == self.low_res_logits.ndim == 3 and self.low_res_logits.shape[0] == n
+        assert self.iou_predictions.shape == self.status.shape == (n,)
+        assert self.iou_trace.shape == self.change_trace.shape and self.iou_trace.shape[0] == n
+
     def __len__(self) -> int:
         return self.masks.shape[0]

@@ -24,7 +24,7 @@ def draw_masks(image: Image, masks: NDArray[np.bool_], *, alpha: float = 0.4, co
         alpha: opacity of the fill.
         color: index into the palette for all masks; by default each mask gets the next colour.
     """
-    canvas = image.copy()
+    canvas: Image = image.copy()
     for i, mask in enumerate(masks):
         rgb = np.array(_COLORS[(i if color is None else color) % len(_COLORS)], dtype=np.float32)
         canvas[mask] = ((1 - alpha) * canvas[mask] + alpha * rgb).astype(np.uint8)
@@ -45,12 +45,57 @@ def side_by_side(images: Sequence[Image], titles: Sequence[str], *, height: int 
     for image, title in zip(images, titles, strict=True):
         if height is not None and height != image.shape[0]:
             width = max(round(image.shape[1] * height / image.shape[0]), 1)
-            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+            image = np.asarray(cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
         banner = np.full((22, image.shape[1], 3), 255, dtype=np.uint8)
         cv2.putText(banner, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
         columns.append(np.vstack([banner, image]))
     gap = np.full((columns[0].shape[0], 4, 3), 255, dtype=np.uint8)
     return np.hstack([part for column in columns for part in (column, gap)][:-1])
+
+
+def compare_masks(
+    image: Image, masks: Mapping[str, NDArray[np.bool_]], *, margin: float = 0.25, height: int = 256
+) -> Image:
+    """Different masks of one object side by side, cut to the object and enlarged.
+
+    Args:
+        image: (H, W, 3) RGB.
+        masks: by title, each (H, W) bool.
+        margin: shown around the masks, in units of their common box.
+        height: of the pictures in pixels.
+    """
+    rows, columns = (np.any(list(masks.values()), axis=0).any(axis=axis) for axis in (1, 0))
+    window = tuple(_span(occupied, margin) for occupied in (rows, columns))
+    crop = np.ascontiguousarray(image[window])
+    width = max(round(crop.shape[1] * height / crop.shape[0]), 1)
+    crop = np.asarray(cv2.resize(crop, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
+    pictures = [crop]
+    for mask in masks.values():
+        enlarged = cv2.resize(mask[window].astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+        pictures.append(draw_masks(crop, enlarged[None]))
+    return side_by_side(pictures, ["image", *masks])
+
+
+def contact_sheet(pictures: Sequence[Image], *, columns: int = 2) -> Image:
+    """Pictures of any sizes in rows of `columns`, on white."""
+    rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
+    height = max(picture.shape[0] for picture in pictures)
+    width = max(picture.shape[1] for picture in pictures)
+    sheet = np.full((len(rows) * (height + 8), columns * (width + 8), 3), 255, dtype=np.uint8)
+    for i, row in enumerate(rows):
+        for j, picture in enumerate(row):
+            top, left = i * (height + 8), j * (width + 8)
+            sheet[top : top + picture.shape[0], left : left + picture.shape[1]] = picture
+    return sheet
+
+
+def _span(occupied: NDArray[np.bool_], margin: float) -> slice:
+    """Range of the set places, widened by a margin; everything where none is set."""
+    places = np.flatnonzero(occupied)
+    if len(places) == 0:
+        return slice(0, len(occupied))
+    extra = round(margin * (places[-1] - places[0] + 1)) + 1
+    return slice(max(int(places[0]) - extra, 0), int(places[-1]) + 1 + extra)
 
 
 def training_panel(panel: Mapping[str, Tensor]) -> Image:

@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """Make coarse masks of an annotation file's, to measure a refiner with.
 
-    python tools/degrade_json.py --annotations gt.json --output coarse.json --kind mask_head --strength 0.5
-    python tools/evaluate_json.py --annotations gt.json --results coarse.json refined.json
+python tools/degrade_json.py --annotations gt.json --output coarse.json --kind mask_head --strength 0.5
+python tools/evaluate_json.py --annotations gt.json --results coarse.json refined.json
 """
 
 from __future__ import annotations

@@ -1,6 +1,8 @@
 #!/usr/bin/env python
 """Train or evaluate a refiner, in the manner of Detectron2's tools/train_net.py.
 
+For example:
+
     python tools/train_net.py --config phoenix_tiny.yaml DATASETS.TRAIN "('path/to/folder',)"
     python tools/train_net.py --config phoenix_lvis.yaml --num-gpus 8
     python tools/train_net.py --config phoenix_lvis.yaml --eval-only MODEL.WEIGHTS output/phoenix_lvis/model_final.pth
@@ -24,7 +26,7 @@ def get_parser() -> argparse.ArgumentParser:
     parser.add_argument("--num-gpus", type=int, default=1, help="processes per machine: one a GPU, or on the CPU")
     parser.add_argument("--num-machines", type=int, default=1)
     parser.add_argument("--machine-rank", type=int, default=0, help="rank of this machine, from 0")
-    parser.add_argument("--dist-url", default="auto", help="where processes meet, e.g. tcp://HOST:PORT; auto: this machine")
+    parser.add_argument("--dist-url", default="auto", help="where processes meet, tcp://HOST:PORT; auto: this machine")
     parser.add_argument("opts", nargs=argparse.REMAINDER, help="config overrides: KEY VALUE KEY VALUE ...")
     return parser
 
@@ -33,32 +35,40 @@ def setup(args: argparse.Namespace) -> Any:
     """The config of a run: defaults, file, overrides; on a machine without a GPU the device becomes the CPU."""
     import torch
     from detectron2.engine import default_setup
+    from detectron2.utils import comm
+    from detectron2.utils.logger import setup_logger
 
-    from phoenix_d2.config import find_config, get_phoenix_cfg
+    from phoenix_d2.config import find_config, load_config
     from phoenix_d2.data.datasets import register_folders
 
-    cfg = get_phoenix_cfg()
     args.config_file = find_config(args.config_file)
-    cfg.merge_from_file(args.config_file)
+    cfg = load_config(args.config_file)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
     cfg.merge_from_list(args.opts)
     cfg.freeze()
     register_folders(cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     default_setup(cfg, args)
+    setup_logger(cfg.OUTPUT_DIR, distributed_rank=comm.get_rank(), name="phoenix_d2")
     return cfg
 
 
 def main(args: argparse.Namespace) -> Any:
     """Train, or evaluate."""
     cfg = setup(args)
+    from detectron2.evaluation import verify_results
+    from detectron2.utils import comm
+
     from phoenix_d2.engine import Trainer
     from phoenix_d2.engine.checkpointer import RefinerCheckpointer
 
     if args.eval_only:
         model = Trainer.build_model(cfg)
         RefinerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        return Trainer.test(cfg, model)
+        results = Trainer.test(cfg, model)
+        if comm.is_main_process():
+            verify_results(cfg, results)
+        return results
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=args.resume)
     return trainer.train()

@@ -63,5 +63,7 @@ def _one_each(files: tuple[str, ...], datasets: tuple[str, ...], key: str) -> tu
     if not files:
         return ("",) * len(datasets)
     if len(files) != len(datasets):
-        raise ValueError(f"DATASETS.{key} has {len(files)} file(s) for {len(datasets)} dataset(s): give one each, or none.")
+        raise ValueError(
+            f"DATASETS.{key} has {len(files)} file(s) for {len(datasets)} dataset(s): give one each, or none."
+        )
     return tuple(files)

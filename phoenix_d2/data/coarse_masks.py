@@ -13,6 +13,7 @@ from detectron2.data import MetadataCatalog
 from detectron2.data import detection_utils as utils
 from detectron2.structures import Instances
 
+from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import decode_segmentation, load_results
 from phoenix_d2.perturbation import DEGRADATIONS
 
@@ -38,10 +39,12 @@ def attach_results(dataset_dicts: list[dict[str, Any]], path: str) -> list[dict[
 
 
 def attach_training_noise(dataset_dicts: list[dict[str, Any]], path: str) -> list[dict[str, Any]]:
-    """Put a model's mask of an annotation under its "coarse_segmentation", found by the record's `gt_id` (paper Table 4e).
+    """Put a model's mask of an annotation under its "coarse_segmentation" (paper Table 4e).
+
+    The record's `gt_id` tells the annotation.
 
     Raises:
-        ValueError: a record has no `gt_id`.
+        ValueError: a record has no `gt_id`, or none of them is an annotation of the dataset.
     """
     by_annotation: dict[int, Any] = {}
     for index, record in enumerate(load_results(path)):
@@ -58,7 +61,13 @@ def attach_training_noise(dataset_dicts: list[dict[str, Any]], path: str) -> lis
             for a in dataset_dict["annotations"]
         ]
         with_noise.append({**dataset_dict, "annotations": annotations})
-    logger.info("%d masks of %s serve as training noise.", len(by_annotation), path)
+    count = sum("coarse_segmentation" in a for d in with_noise for a in d["annotations"])
+    if not count:
+        raise ValueError(
+            f"{path}: no 'gt_id' is the id of an annotation of the dataset. Is it the results file of another dataset? "
+            "Annotations keep their ids only in datasets registered by phoenix_d2.data.datasets."
+        )
+    logger.info("%d masks of %s serve as training noise.", count, path)
     return with_noise
 
 
@@ -85,7 +94,7 @@ class CoarseMaskMapper:
             The dict without annotations, with "image", (3, H, W) uint8 RGB, and "coarse_instances" in the image
             frame with `pred_masks` (N, H, W) bool, `scores` and contiguous `pred_classes`.
         """
-        image = utils.read_image(dataset_dict["file_name"], format="RGB")
+        image = read_image(dataset_dict["file_name"])
         utils.check_image_size(dataset_dict, image)
         size = image.shape[:2]
         if "coarse_results" in dataset_dict:

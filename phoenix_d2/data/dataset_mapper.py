@@ -11,6 +11,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, Instances
 
+from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import decode_segmentation, segmentation_area
 from phoenix_d2.ops.frames import Frame
 
@@ -59,9 +60,9 @@ class RefinementDatasetMapper:
         """Read `MODEL.PHOENIX.DATA`."""
         from phoenix_d2.sam.encoders import get_encoder
 
-        data = cfg.MODEL.PHOENIX.DATA
+        encoder, data = cfg.MODEL.PHOENIX.ENCODER, cfg.MODEL.PHOENIX.DATA
         return {
-            "input_size": get_encoder(cfg.MODEL.PHOENIX.ENCODER.NAME).input_size,
+            "input_size": get_encoder(encoder.NAME).check_input_size(encoder.INPUT_SIZE),
             "masks_per_image": data.MASKS_PER_IMAGE,
             "min_area": data.MIN_AREA,
             "object_crop_prob": data.OBJECT_CROP_PROB,
@@ -88,7 +89,7 @@ class RefinementDatasetMapper:
             annotations have a "coarse_segmentation", `coarse_masks` (empty where there is none).
         """
         rng = np.random.default_rng(dataset_dict["sample_seed"])
-        image = utils.read_image(dataset_dict["file_name"], format="RGB")
+        image = read_image(dataset_dict["file_name"])
         utils.check_image_size(dataset_dict, image)
         size = image.shape[:2]
         annotations = [a for a in dataset_dict["annotations"] if self.is_trainable(a)]
@@ -111,7 +112,8 @@ class RefinementDatasetMapper:
         instances = instances[instances.gt_masks.nonempty()]
 
         sample = {key: value for key, value in dataset_dict.items() if key not in ("annotations", "sample_seed")}
-        sample["image"] = torch.from_numpy(np.ascontiguousarray(_jitter(pixels, self.color_jitter, rng).transpose(2, 0, 1)))
+        pixels = _jitter(pixels, self.color_jitter, rng)
+        sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         sample["instances"] = instances
         return sample
 
@@ -162,5 +164,5 @@ def _jitter(image: np.ndarray, strength: float, rng: np.random.Generator) -> np.
     hsv[..., 0] = (hsv[..., 0].astype(np.int16) + round(hue)) % 180
     hsv[..., 1] = cv2.convertScaleAbs(hsv[..., 1], alpha=saturation)
     image = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
-    mean = float(image.mean())
-    return cv2.convertScaleAbs(image, alpha=brightness * contrast, beta=brightness * (1 - contrast) * mean)
+    values = brightness * (contrast * np.arange(256) + (1 - contrast) * image.mean())
+    return cv2.LUT(image, np.clip(np.rint(values), 0, 255).astype(np.uint8))

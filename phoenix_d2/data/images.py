@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
+
+# EXIF orientations from this one on lay the image on its side
+_FIRST_SIDEWAYS = 5
 
 
 def read_image(path: str | Path) -> NDArray[np.uint8]:
@@ -17,21 +22,40 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
     orientation that a camera noted is applied, as Detectron2 does.
 
     Returns:
-        (H, W, 3) uint8.
+        (H, W, 3) uint8, writable.
 
     Raises:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, or cut short.
     """
+    with _open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode.startswith("I"):
+            return _from_16_bits(np.asarray(upright))
+        return np.array(upright.convert("RGB"))
+
+
+def read_image_size(path: str | Path) -> tuple[int, int]:
+    """(height, width) of what `read_image` would return, from the file's header alone; errors as there.
+
+    A file that is cut short behind its header goes unnoticed.
+    """
+    with _open(path) as image:
+        width, height = image.size
+        # for PNG, Pillow overrides it to decode the whole image first, in search of a note at its end
+        exif = Image.Image.getexif(image)
+        sideways = exif.get(ExifTags.Base.Orientation, 1) >= _FIRST_SIDEWAYS
+        return (width, height) if sideways else (height, width)
+
+
+@contextmanager
+def _open(path: str | Path) -> Iterator[Image.Image]:
     try:
         with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I"):
-                return _from_16_bits(np.asarray(upright))
-            return np.asarray(upright.convert("RGB"))
+            yield image
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError) as error:
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): fetch or export it again.") from error
 
 

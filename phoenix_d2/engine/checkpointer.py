@@ -11,7 +11,15 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
-from phoenix_d2.sam.checkpoint import METADATA_KEY, check_encoder, is_frozen, read_weights, refiner_metadata
+from phoenix_d2.sam.checkpoint import (
+    METADATA_KEY,
+    check_encoder,
+    is_frozen,
+    read_checkpoint,
+    read_metadata,
+    read_weights,
+    refiner_metadata,
+)
 
 
 class RefinerCheckpointer(DetectionCheckpointer):
@@ -45,10 +53,18 @@ class RefinerCheckpointer(DetectionCheckpointer):
         os.replace(partial, path)
         self.tag_last_checkpoint(path.name)
 
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Note, atomically too, which checkpoint `--resume` starts from."""
+        path = Path(self.save_dir, "last_checkpoint")
+        partial = path.with_suffix(".partial")
+        partial.write_text(last_filename_basename)
+        os.replace(partial, path)
+
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):
-            return {"model": {f"refiner.{key}": value.float() for key, value in read_weights(filename).items()}}
-        content: dict[str, Any] = torch.load(filename, map_location="cpu", weights_only=True)
+            weights = {f"refiner.{key}": value.float() for key, value in read_weights(filename).items()}
+            return {"model": weights, METADATA_KEY: read_metadata(filename)}
+        content = read_checkpoint(filename)
         return content if "model" in content else {"model": content}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> _IncompatibleKeys:
@@ -59,8 +75,8 @@ class RefinerCheckpointer(DetectionCheckpointer):
         lacking = [key for key in incompatible.missing_keys if not key.startswith("criterion.")]
         if lacking:
             raise ValueError(
-                f"The checkpoint lacks {len(lacking)} weights of the refiner, among them {lacking[:3]}: it is not one of "
-                f"a refiner with the encoder {self.refiner.encoder_name!r}. Check MODEL.WEIGHTS."
+                f"The checkpoint lacks {len(lacking)} weights of the refiner, among them {lacking[:3]}: it is not one "
+                f"of a refiner with the encoder {self.refiner.encoder_name!r}. Check MODEL.WEIGHTS."
             )
         return incompatible
 

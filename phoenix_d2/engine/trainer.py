@@ -12,12 +12,12 @@ from detectron2.config import CfgNode
 from detectron2.engine import DefaultTrainer, SimpleTrainer, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
-from detectron2.utils.events import get_event_storage
+from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
 
 from phoenix_d2.data.build import build_test_loader, build_train_loader
 from phoenix_d2.engine.checkpointer import RefinerCheckpointer
-from phoenix_d2.engine.hooks import PanelWriter
+from phoenix_d2.engine.hooks import DiagnosticsPrinter, PanelWriter
 from phoenix_d2.engine.optimizer import build_clipper, build_optimizer
 from phoenix_d2.evaluation.build import build_evaluator
 
@@ -90,7 +90,8 @@ class Trainer(DefaultTrainer):
         devices = [comm.get_local_rank()] if model.device.type == "cuda" else None
         float16 = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.PHOENIX.AMP_DTYPE == "float16"
         self._trainer = StepTrainer(
-            create_ddp_model(model, broadcast_buffers=False, device_ids=devices),
+            # SAM's positional encoding is a random buffer: its broadcast gives all processes that of the first
+            create_ddp_model(model, broadcast_buffers=True, device_ids=devices),
             data_loader,
             optimizer,
             clip=clip,
@@ -114,6 +115,10 @@ class Trainer(DefaultTrainer):
         if comm.is_main_process():
             default.insert(-1, PanelWriter(self.cfg.TEST.EVAL_PERIOD, self.cfg.OUTPUT_DIR))
         return default
+
+    def build_writers(self) -> list[EventWriter]:
+        """See `DefaultTrainer.build_writers`; diagnostics are printed beside the losses."""
+        return [*super().build_writers(), DiagnosticsPrinter()]
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

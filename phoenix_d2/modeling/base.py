@@ -37,6 +37,13 @@ class TargetBatch:
     valid: Tensor
     model_masks: Tensor
 
+    def repeat(self, times: int) -> TargetBatch:
+        """The same images, every mask `times` times."""
+        rows = torch.arange(len(self.image_index), device=self.image_index.device).repeat_interleave(times)
+        return TargetBatch(
+            self.image_embeddings, self.image_index[rows], self.coverage[rows], self.valid[rows], self.model_masks[rows]
+        )
+
     @property
     def masks(self) -> Tensor:
         """(N, s, s) bool targets."""
@@ -146,11 +153,18 @@ class RefinerArchitecture(nn.Module):
             torch.cat(model_masks),
         )
 
-    def record(self, diagnostics: dict[str, Tensor | float]) -> None:
+    def record(self, diagnostics: dict[str, Tensor]) -> None:
         """Put scalars into the event storage, in one transfer from the device."""
-        values = torch.stack([torch.as_tensor(v, dtype=torch.float32).cpu() for v in diagnostics.values()])
+        values = torch.stack([value.float() for value in diagnostics.values()])
         for name, value in zip(diagnostics, values.tolist(), strict=True):
             get_event_storage().put_scalar(name, value)
+
+    def keep_panel(self, batched_inputs: list[dict[str, Any]], batch: TargetBatch, **masks: Tensor) -> None:
+        """Keep the first mask of a batch for `PanelWriter`, beside what became of it ((N, s, s) each, by name)."""
+        image = next((inputs["image"] for inputs in batched_inputs if len(inputs["instances"])), None)
+        if image is not None:
+            named = {"target": batch.coverage} | masks
+            self.latest_panel = {"image": image} | {name: mask[0].detach() for name, mask in named.items()}
 
     def _refine(self, inputs: dict[str, Any]) -> dict[str, Instances]:
         coarse: Instances = inputs["coarse_instances"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields, replace
 from typing import Any
 
 from detectron2.config import CfgNode
@@ -14,7 +15,8 @@ from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner as build_sam_refiner
-from phoenix_d2.sam.checkpoint import load_encoder, load_trained
+from phoenix_d2.sam.checkpoint import load_encoder
+from phoenix_d2.sam.pretrained import load_pretrained
 
 
 def build_refiner(cfg: CfgNode) -> MaskRefiner:
@@ -27,22 +29,19 @@ def build_refiner(cfg: CfgNode) -> MaskRefiner:
         mask_scale=node.PROMPT.MASK_SCALE,
         box_growth=node.PROMPT.BOX_GROWTH,
     )
-    refiner = build_sam_refiner(node.ENCODER.NAME, prompter=prompter, options=refine_options(cfg))
+    refiner = build_sam_refiner(
+        node.ENCODER.NAME, input_size=node.ENCODER.INPUT_SIZE, prompter=prompter, options=refine_options(cfg)
+    )
     if node.ENCODER.WEIGHTS:
         load_encoder(refiner, PathManager.get_local_path(node.ENCODER.WEIGHTS))
     return refiner
 
 
-def refine_options(cfg: CfgNode) -> RefineOptions:
-    """`MODEL.REFINER` as options of `MaskRefiner.refine`."""
+def refine_options(cfg: CfgNode, saved: RefineOptions | None = None) -> RefineOptions:
+    """`MODEL.REFINER` as options of `MaskRefiner.refine`; keys that are None stay as `saved`, or as the defaults."""
     node = cfg.MODEL.REFINER
-    return RefineOptions(
-        num_iters=node.NUM_ITERS,
-        chunk_size=node.CHUNK_SIZE,
-        zoom_small=node.ZOOM_SMALL,
-        zoom_below=node.ZOOM_BELOW,
-        zoom_context=node.ZOOM_CONTEXT,
-    )
+    keys = {field.name: node[field.name.upper()] for field in fields(RefineOptions)}
+    return replace(saved or RefineOptions(), **{name: value for name, value in keys.items() if value is not None})
 
 
 def build_noise_sampler(cfg: CfgNode, **changes: Any) -> NoiseSampler:
@@ -89,13 +88,20 @@ def build_criterion(cfg: CfgNode, *, cmrl: bool = True) -> RefinementCriterion:
 
 
 def build_trained_refiner(cfg: CfgNode) -> MaskRefiner:
-    """The refiner of `MODEL.PHOENIX` with the weights `MODEL.REFINER.WEIGHTS` on `MODEL.DEVICE`, for use.
+    """The refiner of `MODEL.REFINER.WEIGHTS` on `MODEL.DEVICE`, for use.
+
+    Encoder, input size and prompts are those that the weights were trained with, whatever `MODEL.PHOENIX`
+    says; only the frozen weights of a ViT come from `MODEL.PHOENIX.ENCODER.WEIGHTS`.
 
     Raises:
-        ValueError: `MODEL.REFINER.WEIGHTS` is not set, or was trained with another encoder.
+        ValueError: `MODEL.REFINER.WEIGHTS` is not set, or was trained with other encoder weights.
     """
     if not cfg.MODEL.REFINER.WEIGHTS:
         raise ValueError("MODEL.REFINER.WEIGHTS is empty: name the weights of a trained refiner.")
-    refiner = build_refiner(cfg)
-    load_trained(refiner, PathManager.get_local_path(cfg.MODEL.REFINER.WEIGHTS))
+    encoder_weights = cfg.MODEL.PHOENIX.ENCODER.WEIGHTS
+    refiner = load_pretrained(
+        PathManager.get_local_path(cfg.MODEL.REFINER.WEIGHTS),
+        encoder_weights=PathManager.get_local_path(encoder_weights) if encoder_weights else None,
+    )
+    refiner.options = refine_options(cfg, refiner.options)
     return refiner.to(cfg.MODEL.DEVICE).eval()

@@ -83,16 +83,10 @@ class Phoenix(RefinerArchitecture):
         prompts = drop_visual_prompts(prompts, probability=self.drop_prob, generator=generator)
         with self.autocast():
             prediction = self.refiner.decode(batch.embeddings, prompts)
-        losses, diagnostics = self.criterion(
-            prediction, batch.coverage, noisy_masks, batch.valid, generator=generator
-        )
+        losses, diagnostics = self.criterion(prediction, batch.coverage, noisy_masks, batch.valid, generator=generator)
         self.record(diagnostics | _noise_diagnostics(noise))
-        self.latest_panel = {
-            "image": batched_inputs[0]["image"],
-            "target": batch.coverage[0].detach(),
-            "noisy": noisy_masks[0],
-            "refined": prediction.multimask().best().low_res_logits[0, 0].detach().float().sigmoid(),
-        }
+        refined = prediction.multimask().best().low_res_logits[:, 0] > 0
+        self.keep_panel(batched_inputs, batch, noisy=noisy_masks, refined=refined)
         return losses
 
     @torch.no_grad()

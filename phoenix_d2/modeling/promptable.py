@@ -14,6 +14,7 @@ from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
 from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_refiner
 from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
 from phoenix_d2.perturbation import NoiseSampler
+from phoenix_d2.perturbation.shapeless import shapeless_masks
 from phoenix_d2.prompting import drop_visual_prompts, to_sam_coords
 from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts
 
@@ -32,6 +33,8 @@ class PromptableDecoder(RefinerArchitecture):
         rounds: passes a sample.
         prompt_probs: of the first prompt: point, box, coarse mask.
         drop_prob: probability that points and box of a coarse mask are left out.
+        prompts_per_mask: first prompts a mask, each a sample of its own.
+        shapeless_prob: share of coarse masks without an outline; see `shapeless_masks`.
 
     The others are those of `RefinerArchitecture`.
     """
@@ -44,17 +47,21 @@ class PromptableDecoder(RefinerArchitecture):
         rounds: int = 3,
         prompt_probs: Sequence[float] = (0.25, 0.25, 0.5),
         drop_prob: float = 0.3,
+        prompts_per_mask: int = 1,
+        shapeless_prob: float = 0.5,
         **base: Any,
     ) -> None:
         super().__init__(**base)
         if len(prompt_probs) != 3 or min(prompt_probs) < 0 or sum(prompt_probs) <= 0:
             raise ValueError(f"prompt_probs is {prompt_probs}: expected three weights, for point, box and coarse mask.")
         # here, and only here, some samples have no mask prompt
-        self.refiner.prompt_encoder.no_mask_embed.requires_grad_(True)
+        self.refiner.prompt_encoder.no_mask_embed.requires_grad_("prompt_encoder" in base["trainable"])
         self.noise_sampler = noise_sampler
         self.rounds = rounds
         self.prompt_probs = torch.tensor(prompt_probs)
         self.drop_prob = drop_prob
+        self.prompts_per_mask = prompts_per_mask
+        self.shapeless_prob = shapeless_prob
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -71,12 +78,14 @@ class PromptableDecoder(RefinerArchitecture):
             "rounds": node.PRETRAIN.ROUNDS,
             "prompt_probs": tuple(node.PRETRAIN.PROMPT_PROBS),
             "drop_prob": node.PROMPT.DROP_PROB,
+            "prompts_per_mask": node.PRETRAIN.PROMPTS_PER_MASK,
+            "shapeless_prob": node.PRETRAIN.SHAPELESS_PROB,
         }
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """See `RefinerArchitecture.losses`."""
         generator = self.generator()
-        batch = self.load_batch(batched_inputs)
+        batch = self.load_batch(batched_inputs).repeat(self.prompts_per_mask)
         prompts, has_mask, coarse_masks = self._first_prompts(batch, generator)
         total: dict[str, Tensor] = {}
         for turn in range(self.rounds):
@@ -87,13 +96,10 @@ class PromptableDecoder(RefinerArchitecture):
             masks = prediction.multimask().best().low_res_logits[:, 0].detach().float()
             if turn == 0:
                 self.record(_gain(masks > 0, coarse_masks, batch, has_mask))
-            prompts = self._correct(prompts, masks, batch, generator)
-            has_mask = torch.ones_like(has_mask)
-        self.latest_panel = {
-            "image": batched_inputs[0]["image"],
-            "target": batch.coverage[0].detach(),
-            "refined": masks[0].sigmoid(),
-        }
+            if turn + 1 < self.rounds:
+                prompts = self._correct(prompts, masks, batch, generator)
+                has_mask = torch.ones_like(has_mask)
+        self.keep_panel(batched_inputs, batch, refined=masks > 0)
         return total
 
     def _decode(self, batch: TargetBatch, prompts: Prompts, has_mask: Tensor) -> MaskPrediction:
@@ -106,10 +112,10 @@ class PromptableDecoder(RefinerArchitecture):
 
     def _first_prompts(self, batch: TargetBatch, generator: torch.Generator) -> tuple[Prompts, Tensor, Tensor]:
         """Simulated first prompts, (N,) bool which of them have a mask prompt, and (N, s, s) bool coarse masks."""
-        kind = torch.multinomial(self.prompt_probs, len(batch.image_index), replacement=True, generator=generator)
-        is_point, is_box, is_mask = (kind.to(self.device)[:, None] == k for k in range(3))
-        noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
-        derived = self.refiner.prompter(noise.masks.float(), stride=self.refiner.stride)
+        kind = torch.multinomial(self.prompt_probs.expand(len(batch.image_index), 3), 1, generator=generator)
+        is_point, is_box, is_mask = (kind.to(self.device) == k for k in range(3))
+        coarse_masks = self._coarse_masks(batch, generator)
+        derived = self.refiner.prompter(coarse_masks.float(), stride=self.refiner.stride)
         derived = drop_visual_prompts(derived, probability=self.drop_prob, generator=generator)
 
         points = self._centres(_draw_pixels(batch.masks, generator))
@@ -124,19 +130,24 @@ class PromptableDecoder(RefinerArchitecture):
             ],
             dim=1,
         )
-        return Prompts(coords, labels, derived.mask_logits), is_mask[:, 0], noise.masks
+        return Prompts(coords, labels, derived.mask_logits), is_mask[:, 0], coarse_masks
+
+    def _coarse_masks(self, batch: TargetBatch, generator: torch.Generator) -> Tensor:
+        """(N, s, s) bool: targets with morphological noise, or without an outline."""
+        noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
+        shapeless = torch.rand(len(noise.masks), generator=generator) < self.shapeless_prob
+        without_outline = shapeless_masks(batch.masks, generator=generator) & batch.valid
+        return torch.where(shapeless.to(self.device)[:, None, None], without_outline, noise.masks)
 
     def _jittered_boxes(self, masks: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, 2, 2) corners of the targets' boxes, moved by noise of a tenth of the side, at most 20 pixels (as SAM's)."""
+        """(N, 2, 2) corners of the targets' boxes, moved as SAM's: by a tenth of the side, at most 20 pixels."""
         boxes = masks_to_boxes(masks).float() * self.refiner.stride
         sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
         noise = torch.randn(boxes.shape, generator=generator).to(self.device) * 0.1 * sides
         boxes = boxes + noise.clamp(-20, 20)
         return to_sam_coords(boxes.unflatten(1, (2, 2)))
 
-    def _correct(
-        self, prompts: Prompts, logits: Tensor, batch: TargetBatch, generator: torch.Generator
-    ) -> Prompts:
+    def _correct(self, prompts: Prompts, logits: Tensor, batch: TargetBatch, generator: torch.Generator) -> Prompts:
         """The mask so far as mask prompt, and one more point where it is wrong."""
         wrong = ((logits > 0) != batch.masks) & batch.valid
         anywhere = wrong.flatten(1).any(1)[:, None, None]

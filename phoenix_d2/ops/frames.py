@@ -89,12 +89,15 @@ class Frame:
         window = image[None, :, y0:y1, x0:x1]
         if window.shape[-2:] == self.resized_size:
             return window[0]
-        return F.interpolate(window, self.resized_size, mode="bilinear", antialias=True, align_corners=False)[0]
+        # the kernel for bytes exists on the CPU alone
+        pixels = window if image.is_floating_point() or image.device.type == "cpu" else window.float()
+        resized = F.interpolate(pixels, self.resized_size, mode="bilinear", antialias=True, align_corners=False)[0]
+        return resized if resized.dtype == image.dtype else resized.round().to(image.dtype)
 
     def coords_to_input(self, coords: Tensor) -> Tensor:
         """Map (..., 2) continuous (x, y) image coordinates to continuous coordinates of the model input."""
-        origin = coords.new_tensor(self.window[:2])
-        return (coords - origin) * coords.new_tensor(self._scale)
+        origin, scale = (torch.tensor(values, device=coords.device) for values in (self.window[:2], self._scale))
+        return (coords - origin) * scale
 
     def masks_to_low_res(self, masks: Tensor) -> Tensor:
         """Share of each low-resolution pixel that a mask covers.
@@ -106,14 +109,12 @@ class Frame:
             (N, s, s) float32 in [0, 1]; 0 in the padding.
         """
         x0, y0, x1, y1 = self.window
-        rows, columns = self._window_to_low_res(masks.device)
         # bool -> float only inside the window, where the result can be non-zero
-        return rows @ masks[:, y0:y1, x0:x1].to(rows.dtype) @ columns.T
+        return _resample(masks[:, y0:y1, x0:x1].float(), *self._window_to_low_res(masks.device))
 
     def logits_to_window(self, logits: Tensor) -> Tensor:
-        """Bilinear interpolation of (N, s, s) logits at the pixels of the window: (N, y1 - y0, x1 - x0) float."""
-        rows, columns = self._low_res_to_window(logits.device)
-        return rows.to(logits.dtype) @ logits @ columns.T.to(logits.dtype)
+        """Bilinear interpolation of (N, s, s) logits at the pixels of the window: (N, y1 - y0, x1 - x0) float32."""
+        return _resample(logits.float(), *self._low_res_to_window(logits.device))
 
     @property
     def _scale(self) -> tuple[float, float]:
@@ -134,6 +135,13 @@ class Frame:
         return height.to(device), width.to(device)
 
 
+def _resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Apply one matrix along the rows and one along the columns of (N, h, w) maps."""
+    # in half precision, as autocast would have it, outlines would move
+    with torch.autocast(maps.device.type, enabled=False):
+        return rows @ maps @ columns.T
+
+
 @lru_cache(maxsize=64)
 def _area_matrix(source: int, span: float, target: int) -> Tensor:
     """(target, source) weights of area resampling: `source` pixels are spread over the first `span` of `target`.
@@ -152,7 +160,7 @@ def _area_matrix(source: int, span: float, target: int) -> Tensor:
 def _bilinear_matrix(source: int, span: float, target: int) -> Tensor:
     """(target, source) weights of bilinear resampling: the first `span` of `source` pixels fill `target` pixels."""
     centres = (torch.arange(target, dtype=torch.float64) + 0.5) * (span / target) - 0.5
-    # the last pixel centre that lies inside the span bounds the interpolation: padding is never read
+    # the last pixel that holds any of the span bounds the interpolation: padding is never read
     last = max(int(-(-span // 1)) - 1, 0)
     centres = centres.clamp(0, last)
     distance = (centres[:, None] - torch.arange(source, dtype=torch.float64)).abs()

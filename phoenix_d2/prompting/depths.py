@@ -102,4 +102,7 @@ def _sweep_down(distance: Tensor) -> Tensor:
 
 
 def _distance_to_zero(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-    return np.asarray(cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+    distances = np.asarray(cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
+    # OpenCV's last bit depends on where in memory the image lies, and would settle which of equally deep pixels comes
+    # first; squared distances are whole numbers
+    return np.sqrt(np.rint(np.square(distances)))

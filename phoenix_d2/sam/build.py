@@ -17,6 +17,7 @@ _STRIDE = 16
 def build_refiner(
     encoder: str = "vit_h",
     *,
+    input_size: int = 0,
     prompter: CoarseMaskPrompter | None = None,
     options: RefineOptions | None = None,
 ) -> MaskRefiner:
@@ -27,17 +28,19 @@ def build_refiner(
 
     Args:
         encoder: a name in `phoenix_d2.sam.encoders.ENCODERS`.
+        input_size: side of the square model input in pixels; 0 is the encoder's own.
         prompter: turns coarse masks into prompts; Phoenix' defaults when None.
         options: how masks are refined; the defaults of `RefineOptions` when None.
     """
     spec = get_encoder(encoder)
-    embedding_size = (spec.input_size // _STRIDE, spec.input_size // _STRIDE)
+    input_size = spec.check_input_size(input_size)
+    embedding_side = input_size // _STRIDE
     return MaskRefiner(
         image_encoder=spec.build(),
         prompt_encoder=PromptEncoder(
             embed_dim=_EMBED_DIM,
-            image_embedding_size=embedding_size,
-            input_image_size=(spec.input_size, spec.input_size),
+            image_embedding_size=(embedding_side, embedding_side),
+            input_image_size=(input_size, input_size),
             mask_in_chans=16,
         ),
         mask_decoder=MaskDecoder(

@@ -6,7 +6,6 @@ weights that it was trained with. Without those weights the rest is noise, so th
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from phoenix_d2.refiner import MaskRefiner
+from phoenix_d2.sam.hashing import hash_tensors
 
 METADATA_KEY = "phoenix_d2"
 
@@ -36,26 +36,48 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"No weights at {path}: check the path.")
+    if path.suffix != ".safetensors":
+        content = read_checkpoint(path)
+        return dict(content.get("model", content))
     try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        return load_file(path)
     except Exception as error:
-        raise ValueError(
-            f"{path} cannot be read as weights ({type(error).__name__}): expected .safetensors, or a .pth of tensors "
-            "and plain values. Fetch the file again if it was cut short; other pickles are not loaded for safety."
-        ) from error
-    return dict(content.get("model", content))
+        raise _unreadable(path, error) from error
+
+
+def read_checkpoint(path: str | Path) -> dict[str, Any]:
+    """Read everything that a `.pth` of tensors and plain values holds.
+
+    Raises:
+        ValueError: the file is damaged, or holds more than that.
+    """
+    try:
+        return dict(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | Path, error: Exception) -> ValueError:
+    return ValueError(
+        f"{path} cannot be read as weights ({type(error).__name__}): expected .safetensors, or a .pth of tensors "
+        "and plain values. Fetch the file again if it was cut short; other pickles are not loaded for safety."
+    )
 
 
 def read_metadata(path: str | Path) -> dict[str, Any]:
-    """What `save_refiner` or a training checkpoint says of itself; empty for foreign files."""
+    """What `save_refiner` or a training checkpoint says of itself; empty for foreign files.
+
+    Raises:
+        ValueError: the file is damaged, or holds more than tensors and plain values.
+    """
     path = Path(path)
-    if path.suffix == ".safetensors":
+    if path.suffix != ".safetensors":
+        return dict(read_checkpoint(path).get(METADATA_KEY, {}))
+    try:
         with safe_open(path, framework="pt") as file:
             return dict(json.loads((file.metadata() or {}).get(METADATA_KEY, "{}")))
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(content.get(METADATA_KEY, {}))
+    except Exception as error:
+        raise _unreadable(path, error) from error
 
 
 def refiner_metadata(refiner: MaskRefiner) -> dict[str, Any]:
@@ -63,6 +85,7 @@ def refiner_metadata(refiner: MaskRefiner) -> dict[str, Any]:
     return {
         "encoder": refiner.encoder_name,
         "encoder_sha256": frozen_hash(refiner),
+        "input_size": refiner.input_size,
         "prompter": asdict(refiner.prompter),
         "options": asdict(refiner.options),
     }
@@ -79,26 +102,24 @@ def trained_state_dict(refiner: MaskRefiner) -> dict[str, Tensor]:
 
 
 def frozen_hash(refiner: MaskRefiner) -> str:
-    """SHA-256 over names and values of the frozen encoder weights."""
-    digest = hashlib.sha256()
-    for name, value in sorted(refiner.state_dict().items()):
-        if is_frozen(name, refiner.frozen):
-            digest.update(name.encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    """SHA-256 of the frozen encoder weights; what a part says of itself (`weights_sha256`) stands for its own."""
+    parts = [refiner.image_encoder.get_submodule(name) for name in refiner.frozen]
+    hashes = [getattr(part, "weights_sha256", None) or hash_tensors(part.state_dict()) for part in parts]
+    return "+".join(hashes)
 
 
 def check_encoder(refiner: MaskRefiner, metadata: dict[str, Any], source: str | Path) -> None:
     """Raise `ValueError` unless weights described by `metadata` were trained with this refiner's encoder."""
     if metadata.get("encoder", refiner.encoder_name) != refiner.encoder_name:
         raise ValueError(
-            f"{source} was trained with the encoder {metadata['encoder']!r}, this refiner has {refiner.encoder_name!r}: "
-            f"build it with that encoder (MODEL.PHOENIX.ENCODER.NAME {metadata['encoder']})."
+            f"{source} was trained with the encoder {metadata['encoder']!r}, this refiner has "
+            f"{refiner.encoder_name!r}: build it with that encoder (MODEL.PHOENIX.ENCODER.NAME {metadata['encoder']})."
         )
     if "encoder_sha256" in metadata and metadata["encoder_sha256"] != frozen_hash(refiner):
         raise ValueError(
             f"{source} was trained with other weights of the encoder {refiner.encoder_name!r} "
-            f"(sha256 {metadata['encoder_sha256'][:12]}...): load those first (MODEL.PHOENIX.ENCODER.WEIGHTS)."
+            f"(sha256 {metadata['encoder_sha256'][:12]}...): load those first (MODEL.PHOENIX.ENCODER.WEIGHTS, or "
+            "encoder_weights of PhoenixRefiner.from_pretrained)."
         )
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
-from torch import Tensor
+from torch import Tensor, nn
 
 from phoenix_d2.structures import MaskPrediction
 
@@ -40,10 +43,33 @@ class MaskDecoder(SamMaskDecoder):
         hidden, embeddings_out = self.transformer(embeddings, image_pe.expand_as(embeddings), tokens)
         mask_tokens = hidden[:, 1 : 1 + self.num_mask_tokens]
 
-        features = self.output_upscaling(embeddings_out.transpose(1, 2).reshape(embeddings.shape))
+        features = self._upscale(embeddings_out, embeddings.shape[-2:])
         weights = torch.stack(
             [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)],
             dim=1,
         )
         logits = (weights @ features.flatten(2)).unflatten(2, features.shape[-2:])
         return MaskPrediction(logits, self.iou_prediction_head(hidden[:, 0]), features)
+
+    def _upscale(self, embeddings: Tensor, size: torch.Size) -> Tensor:
+        """`output_upscaling`, as matrix products: (N, h * w, C) -> (N, C / 8, 4 h, 4 w).
+
+        A transposed convolution whose kernel is as wide as its stride sees one pixel at a time. Written as a
+        product over channels-last pixels, it trains several times faster on a CPU.
+        """
+        parts: Any = self.output_upscaling
+        first, norm, activation, second, last_activation = parts
+        x: Tensor = F.layer_norm(_split_pixels(embeddings, first), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+        x = last_activation(_split_pixels(activation(x), second))
+        # every pixel became 2 x 2, and each of these 2 x 2 again
+        height, width = size
+        x = x.unflatten(1, (height, width)).unflatten(3, (2, 2)).unflatten(5, (2, 2))
+        return x.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(x), x.shape[-1], 4 * height, 4 * width)
+
+
+def _split_pixels(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:
+    """Apply a 2 x 2 transposed convolution of stride 2 to (..., C) pixels: (..., 4, D), the 2 x 2 row by row."""
+    weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
+    assert convolution.bias is not None
+    split: Tensor = F.linear(x, weight, convolution.bias.repeat(4)).unflatten(-1, (4, -1))
+    return split

@@ -34,8 +34,15 @@ class PromptEncoder(SamPromptEncoder):
         height, width = self.image_embedding_size
         return self.no_mask_embed.weight[:, :, None, None].expand(num_masks, -1, height, width)
 
+    def get_dense_pe(self) -> Tensor:
+        """(1, C, h, w) positional encoding of the image embedding, in float32 also under autocast."""
+        with torch.autocast(self.no_mask_embed.weight.device.type, enabled=False):
+            return super().get_dense_pe()
+
     def _embed_labelled_points(self, coords: Tensor, labels: Tensor) -> Tensor:
-        position = self.pe_layer.forward_with_coords(coords + 0.5, self.input_image_size)
+        # half precision would place points to a whole pixel only
+        with torch.autocast(coords.device.type, enabled=False):
+            position = self.pe_layer.forward_with_coords(coords + 0.5, self.input_image_size)
         is_point = (labels != PointLabel.PADDING)[..., None]
-        by_label = torch.cat([self.not_a_point_embed.weight, *(e.weight for e in self.point_embeddings)])
+        by_label = torch.cat([self.not_a_point_embed.weight, *self.point_embeddings.parameters()])
         return position * is_point + by_label[labels - PointLabel.PADDING]

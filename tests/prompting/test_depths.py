@@ -46,6 +46,13 @@ def test_euclidean_background_is_exact_in_the_box_and_zero_outside() -> None:
     assert depths.sum() == depths[2:14, 4:13].sum() > 0
 
 
+def test_equal_euclidean_depths_are_equal_to_the_last_bit() -> None:
+    y, x = torch.meshgrid(torch.arange(128), torch.arange(128), indexing="ij")
+    masks = torch.stack([(x - 64) ** 2 + (y - 64) ** 2 < radius**2 for radius in range(40, 60)])
+    depths = euclidean_depths(masks, masks_to_boxes(masks)).foreground
+    assert torch.equal(depths, depths.double().square().round().sqrt().float())
+
+
 def test_empty_masks_have_no_depth() -> None:
     masks = torch.zeros(2, 8, 8, dtype=torch.bool)
     masks[1, 3, 3] = True

@@ -25,16 +25,29 @@ class EncoderSpec:
     Attributes:
         build: makes the module; what it loads by itself (the ImageNet weights of `tiny`) comes with an
             installed package, never from the network.
-        input_size: side of the square input in pixels, a multiple of 16.
+        input_size: side of the square input in pixels.
+        input_multiple: other sides may be asked for if they are multiples of this; None: there is no other.
         pixel_mean, pixel_std: of RGB values in 0 to 255.
         frozen: names of the submodules that no training may change; "" is the whole encoder.
     """
 
     build: Callable[[], nn.Module]
     input_size: int = 1024
+    input_multiple: int | None = None
     pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
     frozen: tuple[str, ...] = ("",)
+
+    def check_input_size(self, input_size: int) -> int:
+        """Return `input_size`, or this encoder's own for 0; `ValueError` if it cannot be."""
+        if input_size in (0, self.input_size):
+            return self.input_size
+        if self.input_multiple is None or input_size < 0 or input_size % self.input_multiple:
+            possible = (
+                f"a multiple of {self.input_multiple}" if self.input_multiple else f"{self.input_size}, its only one"
+            )
+            raise ValueError(f"Input size {input_size} does not fit this encoder: expected {possible}.")
+        return input_size
 
 
 ENCODERS: dict[str, EncoderSpec] = {
@@ -44,6 +57,7 @@ ENCODERS: dict[str, EncoderSpec] = {
     "tiny": EncoderSpec(
         build=build_tiny_encoder,
         input_size=512,
+        input_multiple=32,
         # what EfficientNet-Lite was trained with
         pixel_mean=(127.0, 127.0, 127.0),
         pixel_std=(128.0, 128.0, 128.0),

@@ -8,23 +8,36 @@ pooled, so that the decoder can unfold outlines again when it upscales.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from phoenix_d2.sam.hashing import hash_tensors
+
 # last block of each stride, its output channels
 _LEVELS = {2: 24, 4: 40, 10: 112, 15: 320}
 
 
 class FrozenEfficientNetLite0(nn.Module):
-    """Feature maps of strides 4, 8, 16 and 32; never trained, always in evaluation mode."""
+    """Feature maps of strides 4, 8, 16 and 32; never trained, always in evaluation mode.
+
+    Args:
+        network: `efficientnet_lite_pytorch`'s EfficientNet, whose parts are taken over and changed.
+
+    Attributes:
+        weights_sha256: of the network's weights.
+    """
 
     out_channels = tuple(_LEVELS.values())
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: Any) -> None:
         super().__init__()
+        # of the weights as published: folding rounds them, and not everywhere alike
+        self.weights_sha256 = hash_tensors(network.state_dict())
         _fold_batch_norms(network.eval())
         self.stem = nn.Sequential(network._conv_stem, network._swish)
         self.blocks = network._blocks
@@ -45,7 +58,7 @@ class FrozenEfficientNetLite0(nn.Module):
         return maps
 
 
-def _fold_batch_norms(network: nn.Module) -> None:
+def _fold_batch_norms(network: Any) -> None:
     """Fold each frozen batch normalisation into the convolution before it: a third less time, same result."""
     pairs = [(network, "_conv_stem", "_bn0")]
     for block in network._blocks:
@@ -85,7 +98,8 @@ class FoldingNeck(nn.Module):
             stride_16,
             F.interpolate(stride_32, scale_factor=2, mode="bilinear", align_corners=False),
         ]
-        return self.mix(self.project(torch.cat(folded, dim=1)))
+        embeddings: Tensor = self.mix(self.project(torch.cat(folded, dim=1)))
+        return embeddings
 
 
 class TinyEncoder(nn.Module):
@@ -98,7 +112,8 @@ class TinyEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """S must be a multiple of 32."""
-        return self.neck(self.backbone(images))
+        embeddings: Tensor = self.neck(self.backbone(images))
+        return embeddings
 
 
 def build_tiny_encoder() -> TinyEncoder:

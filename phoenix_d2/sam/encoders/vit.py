@@ -19,7 +19,7 @@ def _build_vit(*, embed_dim: int, depth: int, num_heads: int, global_attn_indexe
         mlp_ratio=4,
         out_chans=256,
         qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # any callable does
         use_rel_pos=True,
         window_size=14,
         global_attn_indexes=global_attn_indexes,

@@ -1,0 +1,64 @@
+"""Refining images with a refiner whose answer is known."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from phoenix_d2.data.mask_json import decode_segmentation
+from phoenix_d2.offline.job import plan_job
+from phoenix_d2.offline.journal import Journal
+from phoenix_d2.offline.refine import refine_image, refine_images
+from phoenix_d2.structures import RefinementStatus
+
+REFINED, EMPTY, SMALL = RefinementStatus.REFINED, RefinementStatus.KEPT_EMPTY, RefinementStatus.KEPT_SMALL
+
+
+@pytest.fixture
+def tasks(dataset):
+    return plan_job(dataset.path, image_folder=dataset.folder).tasks
+
+
+def test_the_masks_of_an_image_go_together(refiner, tasks):
+    outcomes = [refine_image(refiner, task) for task in tasks]
+    assert refiner.seen == [3, 2]
+    assert [outcome.statuses for outcome in outcomes] == [[REFINED, REFINED, SMALL], [REFINED, EMPTY]]
+    assert [outcome.error for outcome in outcomes] == [None, None]
+    assert all(outcome.seconds > 0 for outcome in outcomes)
+
+
+def test_refined_masks_become_rle_and_kept_ones_stay(refiner, tasks):
+    for task in tasks:
+        outcome = refine_image(refiner, task)
+        for record, change, status in zip(task.records, outcome.changes, outcome.statuses, strict=True):
+            if status != REFINED:
+                assert change is None
+                continue
+            assert list(change) == ["segmentation"] and isinstance(change["segmentation"]["counts"], str)
+            expected = np.roll(decode_segmentation(record["segmentation"], *task.size), 2, axis=1)
+            np.testing.assert_array_equal(decode_segmentation(change["segmentation"], *task.size), expected)
+
+
+def test_boxes_and_areas_follow_where_a_record_has_them(refiner, tasks):
+    first, second, _ = refine_image(refiner, tasks[0], update_boxes=True).changes
+    assert (first["bbox"], first["area"]) == ([12, 10, 10, 20], 200)
+    assert second["bbox"] == [7, 5, 20, 10] and "area" not in second
+
+
+def test_an_unreadable_image_leaves_its_masks(refiner, tasks):
+    path = tasks[0].path
+    path.write_bytes(path.read_bytes()[:60])
+    outcome = refine_image(refiner, tasks[0])
+    assert list(outcome.changes) == [None] * 3 and not outcome.statuses and not refiner.seen
+    assert "a.png cannot be read as an image" in outcome.error
+    path.unlink()
+    assert "a.png" in refine_image(refiner, tasks[0]).error
+
+
+def test_each_outcome_is_kept_before_the_next_image(refiner, tasks, tmp_path):
+    journal = Journal(tmp_path / "refined.json")
+    journal.begin({}, resume=False)
+    with journal.file(0) as file:
+        for number, outcome in enumerate(refine_images(refiner, tasks, file), start=1):
+            assert len(journal.outcomes()) == number == len(refiner.seen)
+            assert journal.outcomes()[outcome.image_id] == outcome

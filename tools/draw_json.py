@@ -1,0 +1,72 @@
+#!/usr/bin/env python
+"""Draw masks of several JSON files side by side, object by object: what a refiner did, to look at.
+
+    python tools/draw_json.py --images val2017 --annotations instances_val2017.json \\
+        --results coarse.json refined.json --output pictures --num 30
+
+Records of the results files belong together by their place in the file, as in the output of refine_json.py; with
+`gt_id` the ground truth stands beside them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+
+def get_parser() -> argparse.ArgumentParser:
+    """Arguments of the tool."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
+    parser.add_argument("--annotations", required=True, metavar="JSON", help="annotation file that lists the images")
+    parser.add_argument("--results", nargs="+", required=True, metavar="JSON", help="results files of equal length")
+    parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write PNGs to")
+    parser.add_argument("--num", type=int, default=30, help="objects to draw, at random (default: 30)")
+    parser.add_argument("--columns", type=int, default=2, help="objects beside one another in overview.png")
+    parser.add_argument("--seed", type=int, default=0)
+    return parser
+
+
+def main(args: argparse.Namespace) -> None:
+    """Draw and write one PNG an object, and all of them as overview.png."""
+    import cv2
+    import numpy as np
+
+    from phoenix_d2.data.images import read_image
+    from phoenix_d2.data.mask_json import decode_segmentation, load_annotations, load_results
+    from phoenix_d2.visualization import compare_masks, contact_sheet
+
+    annotations = load_annotations(args.annotations)
+    files = {Path(path).stem: load_results(path, annotations=annotations) for path in args.results}
+    lengths = {name: len(records) for name, records in files.items()}
+    if len(set(lengths.values())) > 1:
+        raise ValueError(f"The results files differ in length {lengths}: give files made from one another.")
+    image_of = {image["id"]: image for image in annotations["images"]}
+    truth_of = {annotation["id"]: annotation for annotation in annotations["annotations"]}
+
+    first = next(iter(files.values()))
+    rng = np.random.default_rng(args.seed)
+    chosen = rng.permutation(len(first))[: args.num]
+    args.output.mkdir(parents=True, exist_ok=True)
+    pictures = []
+    for index in chosen:
+        records = {name: results[index] for name, results in files.items()}
+        truth = truth_of.get(first[index].get("gt_id"))
+        if truth is not None:
+            records = {"ground truth": truth, **records}
+        image = read_image(args.images / image_of[first[index]["image_id"]]["file_name"])
+        masks = {
+            name: decode_segmentation(record["segmentation"], *image.shape[:2]) for name, record in records.items()
+        }
+        pictures.append(compare_masks(image, masks))
+        cv2.imwrite(str(args.output / f"{index:06d}.png"), pictures[-1][..., ::-1])
+    cv2.imwrite(str(args.output / "overview.png"), contact_sheet(pictures, columns=args.columns)[..., ::-1])
+    print(f"Wrote {len(pictures)} pictures and overview.png to {args.output}.")
+
+
+if __name__ == "__main__":
+    try:
+        main(get_parser().parse_args())
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
