@@ -69,19 +69,42 @@ def _fold_batch_norms(network: Any) -> None:
         setattr(module, norm, nn.Identity())
 
 
+class ContextBlock(nn.Module):
+    """Mixes each pixel with its 7 x 7 neighbourhood, as ConvNeXt's block does (Liu et al. 2022), expansion 2.
+
+    The decoder has no convolution that looks beside a pixel: what depends on neighbours must be in the embedding.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.spatial = nn.Conv2d(channels, channels, 7, padding=3, groups=channels)
+        self.norm = LayerNorm2d(channels)
+        self.expand = nn.Conv2d(channels, 2 * channels, 1)
+        self.reduce = nn.Conv2d(2 * channels, channels, 1)
+        # a small start: at first, little is mixed
+        self.scale = nn.Parameter(torch.full((channels, 1, 1), 0.1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, h, w) -> the same."""
+        mixed: Tensor = self.reduce(F.gelu(self.expand(self.norm(self.spatial(x)))))
+        return x + self.scale * mixed
+
+
 class FoldingNeck(nn.Module):
     """Bring maps of strides 4, 8, 16 and 32 to one embedding of stride 16.
 
     Args:
         in_channels: channels of the four maps, finest first.
         out_channels: channels of the embedding.
+        num_blocks: of `ContextBlock`.
     """
 
-    def __init__(self, in_channels: tuple[int, ...], out_channels: int = 256) -> None:
+    def __init__(self, in_channels: tuple[int, ...], out_channels: int = 256, num_blocks: int = 2) -> None:
         super().__init__()
         self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in in_channels)
         stride_4, stride_8, stride_16, stride_32 = in_channels
         self.project = nn.Conv2d(16 * stride_4 + 4 * stride_8 + stride_16 + stride_32, out_channels, 1, bias=False)
+        self.context = nn.Sequential(*(ContextBlock(out_channels) for _ in range(num_blocks)))
         # from here on as in the neck of segment-anything's ViT
         self.mix = nn.Sequential(
             LayerNorm2d(out_channels),
@@ -98,7 +121,7 @@ class FoldingNeck(nn.Module):
             stride_16,
             F.interpolate(stride_32, scale_factor=2, mode="bilinear", align_corners=False),
         ]
-        embeddings: Tensor = self.mix(self.project(torch.cat(folded, dim=1)))
+        embeddings: Tensor = self.mix(self.context(self.project(torch.cat(folded, dim=1))))
         return embeddings
 
 
