@@ -116,6 +116,8 @@ def _phoenix_node() -> CN:
     node.PERTURBATION.GUIDES = ("expansion", "contraction", "inversion")
     # probability of morphological instead of adversarial noise (paper Table 8e)
     node.PERTURBATION.MORPHOLOGY_PROB = 0.0
+    # probability of a mask without an outline (blurred, or the filled box): none to copy, so one must be found; ours
+    node.PERTURBATION.SHAPELESS_PROB = 0.0
     # dense prompt under attack: "none" (SAM's no-mask embedding) suits SAM's weights, "target" a small decoder; ours
     node.PERTURBATION.DENSE_PROMPT = "none"
     # probability that a mask of DATASETS.COARSE_FILES_TRAIN, where there is one, is the noise (paper Table 4e)
@@ -173,8 +175,6 @@ def _phoenix_node() -> CN:
     node.PRETRAIN.PROMPT_PROBS = (0.25, 0.25, 0.5)
     # first prompts a mask; more share one encoding
     node.PRETRAIN.PROMPTS_PER_MASK = 1
-    # share of coarse masks without an outline (blurred, or the filled box): none to copy, so one must be found
-    node.PRETRAIN.SHAPELESS_PROB = 0.5
 
     # arithmetic of encoder and decoder under SOLVER.AMP.ENABLED: "bfloat16" or "float16"
     node.AMP_DTYPE = "bfloat16"

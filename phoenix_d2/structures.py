@@ -113,6 +113,7 @@ class PerturbationOutcome(IntEnum):
     EXHAUSTED_BELOW = 3
     MORPHOLOGICAL = 4
     FROM_MODEL = 5
+    SHAPELESS = 6
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,7 @@ def build_noise_sampler(cfg: CfgNode, **changes: Any) -> NoiseSampler:
         "iou_range": tuple(node.IOU_RANGE),
         "guides": tuple(node.GUIDES),
         "morphology_prob": node.MORPHOLOGY_PROB,
+        "shapeless_prob": node.SHAPELESS_PROB,
         "min_iou": node.MIN_IOU,
         "num_embeddings": node.NUM_EMBEDDINGS,
         "init_std": node.INIT_STD,

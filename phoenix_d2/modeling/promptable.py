@@ -14,7 +14,6 @@ from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
 from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_refiner
 from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
 from phoenix_d2.perturbation import NoiseSampler
-from phoenix_d2.perturbation.shapeless import shapeless_masks
 from phoenix_d2.prompting import drop_visual_prompts, to_sam_coords
 from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts
 
@@ -29,12 +28,11 @@ class PromptableDecoder(RefinerArchitecture):
     that the decoder learns early to read masks that are wrong.
 
     Args:
-        noise_sampler: makes the coarse masks; morphological noise alone.
+        noise_sampler: makes the coarse masks; it has no decoder to attack.
         rounds: passes a sample.
         prompt_probs: of the first prompt: point, box, coarse mask.
         drop_prob: probability that points and box of a coarse mask are left out.
         prompts_per_mask: first prompts a mask, each a sample of its own.
-        shapeless_prob: share of coarse masks without an outline; see `shapeless_masks`.
 
     The others are those of `RefinerArchitecture`.
     """
@@ -48,7 +46,6 @@ class PromptableDecoder(RefinerArchitecture):
         prompt_probs: Sequence[float] = (0.25, 0.25, 0.5),
         drop_prob: float = 0.3,
         prompts_per_mask: int = 1,
-        shapeless_prob: float = 0.5,
         **base: Any,
     ) -> None:
         super().__init__(**base)
@@ -61,12 +58,13 @@ class PromptableDecoder(RefinerArchitecture):
         self.prompt_probs = torch.tensor(prompt_probs)
         self.drop_prob = drop_prob
         self.prompts_per_mask = prompts_per_mask
-        self.shapeless_prob = shapeless_prob
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
         node = cfg.MODEL.PHOENIX
+        # there is nothing worth attacking yet
+        shapeless_prob = node.PERTURBATION.SHAPELESS_PROB
         return {
             "refiner": build_refiner(cfg),
             "criterion": build_criterion(cfg, cmrl=False),
@@ -74,12 +72,11 @@ class PromptableDecoder(RefinerArchitecture):
             "seed": max(cfg.SEED, 0),
             "max_iter": cfg.SOLVER.MAX_ITER,
             "amp_dtype": getattr(torch, node.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
-            "noise_sampler": build_noise_sampler(cfg, morphology_prob=1.0),
+            "noise_sampler": build_noise_sampler(cfg, morphology_prob=1 - shapeless_prob),
             "rounds": node.PRETRAIN.ROUNDS,
             "prompt_probs": tuple(node.PRETRAIN.PROMPT_PROBS),
             "drop_prob": node.PROMPT.DROP_PROB,
             "prompts_per_mask": node.PRETRAIN.PROMPTS_PER_MASK,
-            "shapeless_prob": node.PRETRAIN.SHAPELESS_PROB,
         }
 
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -114,8 +111,8 @@ class PromptableDecoder(RefinerArchitecture):
         """Simulated first prompts, (N,) bool which of them have a mask prompt, and (N, s, s) bool coarse masks."""
         kind = torch.multinomial(self.prompt_probs.expand(len(batch.image_index), 3), 1, generator=generator)
         is_point, is_box, is_mask = (kind.to(self.device) == k for k in range(3))
-        coarse_masks = self._coarse_masks(batch, generator)
-        derived = self.refiner.prompter(coarse_masks.float(), stride=self.refiner.stride)
+        noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
+        derived = self.refiner.prompter(noise.masks.float(), stride=self.refiner.stride)
         derived = drop_visual_prompts(derived, probability=self.drop_prob, generator=generator)
 
         points = self._centres(_draw_pixels(batch.masks, generator))
@@ -130,14 +127,7 @@ class PromptableDecoder(RefinerArchitecture):
             ],
             dim=1,
         )
-        return Prompts(coords, labels, derived.mask_logits), is_mask[:, 0], coarse_masks
-
-    def _coarse_masks(self, batch: TargetBatch, generator: torch.Generator) -> Tensor:
-        """(N, s, s) bool: targets with morphological noise, or without an outline."""
-        noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
-        shapeless = torch.rand(len(noise.masks), generator=generator) < self.shapeless_prob
-        without_outline = shapeless_masks(batch.masks, generator=generator) & batch.valid
-        return torch.where(shapeless.to(self.device)[:, None, None], without_outline, noise.masks)
+        return Prompts(coords, labels, derived.mask_logits), is_mask[:, 0], noise.masks
 
     def _jittered_boxes(self, masks: Tensor, generator: torch.Generator) -> Tensor:
         """(N, 2, 2) corners of the targets' boxes, moved as SAM's: by a tenth of the side, at most 20 pixels."""

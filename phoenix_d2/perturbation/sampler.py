@@ -1,4 +1,4 @@
-"""Which noise a training sample gets: adversarial, morphological, or a model's own mistakes."""
+"""Which noise a training sample gets: adversarial, morphological, without an outline, or a model's own mistakes."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from phoenix_d2.perturbation import morphology
 from phoenix_d2.perturbation.adversarial import Decode, perturb_masks
 from phoenix_d2.perturbation.criteria import get_criterion
 from phoenix_d2.perturbation.guidance import Guide, draw_guides, guidance_masks
+from phoenix_d2.perturbation.shapeless import shapeless_masks
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
 
 
@@ -23,6 +24,7 @@ class NoiseSampler:
         iou_range: each mask's IoU threshold is uniform between these (paper 4.1).
         guides: names of `Guide`, lower case; one is drawn for each mask (paper 4.1).
         morphology_prob: probability of morphological instead of adversarial noise (paper Table 8e).
+        shapeless_prob: probability of a mask without an outline instead (not in the paper; see `shapeless`).
         min_iou: an attack that ends below its threshold and below this is replaced by morphological noise at the same
             threshold (not stated in the paper; our choice).
 
@@ -35,6 +37,7 @@ class NoiseSampler:
     iou_range: tuple[float, float] = (0.3, 0.9)
     guides: tuple[str, ...] = ("expansion", "contraction", "inversion")
     morphology_prob: float = 0.0
+    shapeless_prob: float = 0.0
     min_iou: float = 0.1
     num_embeddings: int = 50
     embed_dim: int = 256
@@ -50,12 +53,20 @@ class NoiseSampler:
         low, high = self.iou_range
         if not 0 < low <= high <= 1:
             raise ValueError(f"iou_range is {self.iou_range}; expected 0 < low <= high <= 1, as in (0.3, 0.9).")
-        if not 0 <= self.morphology_prob <= 1:
-            raise ValueError(f"morphology_prob is {self.morphology_prob}; expected a probability from 0 to 1.")
+        if min(self.morphology_prob, self.shapeless_prob) < 0 or self.adversarial_prob < 0:
+            raise ValueError(
+                f"morphology_prob is {self.morphology_prob}, shapeless_prob {self.shapeless_prob}; expected "
+                "probabilities from 0 to 1 that add up to at most 1."
+            )
         known = [guide.name.lower() for guide in Guide]
         if not self.guides or not set(self.guides) <= set(known):
             raise ValueError(f"guides is {self.guides}; expected one or more of: {', '.join(known)}.")
         get_criterion(self.criterion)
+
+    @property
+    def adversarial_prob(self) -> float:
+        """What the other kinds leave."""
+        return 1 - self.morphology_prob - self.shapeless_prob
 
     def __call__(
         self,
@@ -69,7 +80,7 @@ class NoiseSampler:
         """Draw noisy masks.
 
         Args:
-            decode: what is attacked; see `adversarial.Decode`. None only where all noise is morphological.
+            decode: what is attacked; see `adversarial.Decode`. None only where no noise is adversarial.
             target_masks: (N, s, s) bool.
             valid: (N, s, s) or (1, s, s) bool, the pixels that are image and not padding; all when None.
             model_masks: (N, s, s) bool, a segmentation model's masks of the targets, used as they are (paper Table
@@ -82,10 +93,10 @@ class NoiseSampler:
         Raises:
             ValueError: if there is no decoder and some noise could be adversarial.
         """
-        if decode is None and self.morphology_prob < 1:
+        if decode is None and self.adversarial_prob > 1e-6:
             raise ValueError(
-                f"decode is None, but morphology_prob is {self.morphology_prob}, so some noise is adversarial."
-                " Pass a decoder, or set morphology_prob to 1."
+                f"decode is None, but morphology_prob is {self.morphology_prob} and shapeless_prob "
+                f"{self.shapeless_prob}, so some noise is adversarial. Pass a decoder, or let them add up to 1."
             )
         n, device = len(target_masks), target_masks.device
         valid = torch.ones_like(target_masks) if valid is None else valid.expand_as(target_masks)
@@ -95,13 +106,16 @@ class NoiseSampler:
         iou_thresholds = low + (high - low) * iou_thresholds
         guides = draw_guides(n, [Guide[name.upper()] for name in self.guides], generator, device)
 
-        result = _from_model(
-            torch.zeros_like(target_masks) if model_masks is None else model_masks, target_masks, valid
-        )
-        free = ~result.masks.flatten(1).any(1)
+        given = torch.zeros_like(target_masks) if model_masks is None else model_masks
+        result = _unattacked(given, target_masks, valid, PerturbationOutcome.FROM_MODEL)
+        free = ~given.flatten(1).any(1)
         morphological = free & (kind < self.morphology_prob)
-        if decode is not None:
-            rows = (free & ~morphological).nonzero()[:, 0]
+        shapeless = free & ~morphological & (kind < self.morphology_prob + self.shapeless_prob)
+        if decode is None:
+            # sums of probabilities may miss 1 by a rounding
+            shapeless = free & ~morphological
+        else:
+            rows = (free & ~morphological & ~shapeless).nonzero()[:, 0]
             attacked = self._attack(
                 _of_rows(decode, rows),
                 target_masks[rows],
@@ -113,11 +127,16 @@ class NoiseSampler:
             result = _replace_rows(result, rows, attacked)
             morphological[rows] = attacked.iou < iou_thresholds[rows].clamp(max=self.min_iou)
 
+        rows = shapeless.nonzero()[:, 0]
+        coarse = shapeless_masks(target_masks[rows], generator=generator) & valid[rows]
+        coarse_result = _unattacked(coarse, target_masks[rows], valid[rows], PerturbationOutcome.SHAPELESS)
+        result = _replace_rows(result, rows, coarse_result)
+
         rows = morphological.nonzero()[:, 0]
         noise = morphology.perturb_masks(target_masks[rows], iou_thresholds=iou_thresholds[rows], generator=generator)
         noisy = noise.masks & valid[rows]
-        iou = mask_iou(noisy, target_masks[rows], valid[rows])
-        return _replace_rows(result, rows, PerturbationResult(noisy, iou, noise.num_steps, noise.outcome))
+        morphed = _unattacked(noisy, target_masks[rows], valid[rows], PerturbationOutcome.MORPHOLOGICAL)
+        return _replace_rows(result, rows, morphed)
 
     def _attack(
         self,
@@ -153,9 +172,9 @@ def _of_rows(decode: Decode, rows: Tensor) -> Decode:
     return lambda embeddings, active: decode(embeddings, rows[active])
 
 
-def _from_model(masks: Tensor, target_masks: Tensor, valid: Tensor) -> PerturbationResult:
-    outcome = torch.full((len(masks),), PerturbationOutcome.FROM_MODEL, dtype=torch.long, device=masks.device)
-    return PerturbationResult(masks, mask_iou(masks, target_masks, valid), torch.zeros_like(outcome), outcome)
+def _unattacked(masks: Tensor, target_masks: Tensor, valid: Tensor, outcome: PerturbationOutcome) -> PerturbationResult:
+    outcomes = torch.full((len(masks),), outcome, dtype=torch.long, device=masks.device)
+    return PerturbationResult(masks, mask_iou(masks, target_masks, valid), torch.zeros_like(outcomes), outcomes)
 
 
 def _replace_rows(result: PerturbationResult, rows: Tensor, part: PerturbationResult) -> PerturbationResult:

@@ -9,6 +9,7 @@ from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 
 from phoenix_d2.perturbation import NoiseSampler
+from phoenix_d2.structures import PerturbationOutcome
 
 
 @pytest.fixture
@@ -192,7 +193,7 @@ def test_same_seed_same_losses_and_another_iteration_others(build, training_batc
 
 def test_diagnostics_reach_the_storage(build, training_batch):
     _, diagnostics = losses_at(build(), training_batch)
-    outcomes = ("in_band", "started_below", "exhausted_above", "exhausted_below", "morphological", "from_model")
+    outcomes = [outcome.name.lower() for outcome in PerturbationOutcome]
     regions = ("true_fg", "true_bg", "success_fg", "success_bg", "failure_fg", "failure_bg")
     assert set(diagnostics) == {
         *("iou_noisy", "iou_refined", "iou_gain", "noise_iou", "noise_steps"),

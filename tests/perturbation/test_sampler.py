@@ -128,9 +128,19 @@ def test_no_masks() -> None:
     assert result.masks.shape == (0, SIDE, SIDE)
 
 
-def test_no_decoder_needs_morphology_alone() -> None:
-    with pytest.raises(ValueError, match="set morphology_prob to 1"):
-        sampler(morphology_prob=0.9)(None, TARGETS, None, generator=generator())
+def test_no_decoder_means_no_adversarial_noise() -> None:
+    with pytest.raises(ValueError, match=r"morphology_prob is 0\.6.*let them add up to 1"):
+        sampler(morphology_prob=0.6, shapeless_prob=0.3)(None, TARGETS, None, generator=generator())
+    result = sampler(morphology_prob=0.6, shapeless_prob=0.4)(None, TARGETS, None, generator=generator())
+    kinds = {PerturbationOutcome.MORPHOLOGICAL, PerturbationOutcome.SHAPELESS}
+    assert set(result.outcome.tolist()) == set(map(int, kinds))
+    torch.testing.assert_close(result.iou, mask_iou(result.masks, TARGETS))
+
+
+def test_shapeless_share() -> None:
+    result = sampler(shapeless_prob=0.5)(decode_disc, TARGETS, None, generator=generator())
+    assert 0.3 < share(result.outcome, PerturbationOutcome.SHAPELESS) < 0.7
+    assert (result.num_steps[result.outcome == PerturbationOutcome.SHAPELESS] == 0).all()
 
 
 @pytest.mark.parametrize(
