@@ -12,7 +12,7 @@ from pathlib import Path
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
-CONFIG_DIR = Path(__file__).parent / "configs"
+_CONFIG_DIR = Path(__file__).parent / "configs"
 _CHECKOUT_CONFIG_DIR = Path(__file__).parent.parent / "configs"
 
 
@@ -24,7 +24,7 @@ def find_config(name: str) -> str:
     """
     if Path(name).is_file():
         return name
-    shipped = _CHECKOUT_CONFIG_DIR if _CHECKOUT_CONFIG_DIR.is_dir() else CONFIG_DIR
+    shipped = _CHECKOUT_CONFIG_DIR if _CHECKOUT_CONFIG_DIR.is_dir() else _CONFIG_DIR
     if (shipped / name).is_file():
         return str(shipped / name)
     known = ", ".join(sorted(path.relative_to(shipped).as_posix() for path in shipped.rglob("*.yaml")))
@@ -54,7 +54,11 @@ def get_phoenix_cfg() -> CN:
 
 
 def add_phoenix_config(cfg: CN) -> None:
-    """Add this project's keys to `cfg`, and register its architectures."""
+    """Add this project's keys to a config, and register its architectures.
+
+    Args:
+        cfg: Detectron2's default config, or one with other projects' keys; changed in place.
+    """
     from phoenix_d2 import modeling  # noqa: F401  (registers META_ARCHs)
 
     cfg.MODEL.PHOENIX = _phoenix_node()
@@ -87,7 +91,7 @@ def _phoenix_node() -> CN:
     # derived points, box and mask prompt (paper 3.2, after SAMRefiner)
     node.PROMPT.POINTS = True
     node.PROMPT.BOX = True
-    # "logit", "gaussian" or "binary" (ours: logit)
+    # "logit", "gaussian" or "binary" (ours: logit); None for no mask prompt
     node.PROMPT.MASK = "logit"
     # logit of a certain pixel in the "logit" coding; ours
     node.PROMPT.MASK_SCALE = 10.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from phoenix_d2.modeling.hook import RefinerHook
 
-Array = NDArray[Any] | Tensor
+Array: TypeAlias = NDArray[Any] | Tensor
 
 
 class PhoenixRefiner:
@@ -61,7 +61,12 @@ class PhoenixRefiner:
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PhoenixRefiner:
-        """Load `MODEL.REFINER.WEIGHTS`; the other keys of that node change how masks are refined."""
+        """Load `MODEL.REFINER.WEIGHTS`; keys of that node that are not None replace the options stored with them.
+
+        Raises:
+            FileNotFoundError: there is no such file, nor packaged weights of that name.
+            ValueError: no weights are named, the file is damaged, or was trained with other encoder weights.
+        """
         from phoenix_d2.modeling.build import build_trained_refiner
 
         return cls(build_trained_refiner(cfg))
@@ -88,14 +93,15 @@ class PhoenixRefiner:
             masks: (N, H, W) bool.
             points: (N, K, 2) float (x, y) in pixels, visual cues that replace the derived points (paper A.2).
             boxes: (N, 4) XYXY in pixels, exclusive maxima, that replace the derived boxes.
-            point_labels: (N, K), 1 on the object, 0 off it; all 1 when None.
+            point_labels: (N, K), 1 on the object, 0 off it, -1 for no point; all 1 when None.
             options: fields of `RefineOptions` to change for this call, such as `num_iters`.
 
         Returns:
             The result, its fields of the kind (array or tensor) that `masks` was.
 
         Raises:
-            ValueError: image, masks, points or boxes are not as described.
+            TypeError: there is no such option.
+            ValueError: image, masks, points, labels, boxes or options are not as described.
         """
         result = self.refiner.refine(
             _check_image(_as_tensor(image)).permute(2, 0, 1),
@@ -117,7 +123,7 @@ class PhoenixRefiner:
     ) -> RefinerHook:
         """Make a built Detectron2 model pass its masks through this refiner, until `detach()` of what is returned.
 
-        See `phoenix_d2.modeling.hook.RefinerHook`.
+        See `phoenix_d2.modeling.hook.RefinerHook`, for the arguments and errors too.
         """
         from phoenix_d2.modeling.hook import RefinerHook
 

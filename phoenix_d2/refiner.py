@@ -36,6 +36,9 @@ class RefineOptions:
         zoom_below: also zoom every mask whose window is smaller than this share of the image's long
             side. Finer outlines for an encoder pass a mask; 0 is off.
         zoom_context: side of a window in units of the mask's box.
+
+    Raises:
+        ValueError: a value is out of range.
     """
 
     num_iters: int = 5
@@ -56,7 +59,7 @@ class _Cues:
     """Points and boxes that the user gave for the masks of an image, in the image frame (paper A.2)."""
 
     points: Tensor | None
-    labels: Tensor | None
+    point_labels: Tensor | None
     boxes: Tensor | None
 
     def in_frames(self, rows: Tensor, frames: Sequence[Frame]) -> _Cues:
@@ -67,7 +70,7 @@ class _Cues:
 
         return _Cues(
             None if self.points is None else to_input(self.points),
-            None if self.labels is None else self.labels[rows],
+            None if self.point_labels is None else self.point_labels[rows],
             None if self.boxes is None else to_input(self.boxes.view(-1, 2, 2)).flatten(1),
         )
 
@@ -76,8 +79,8 @@ class _Cues:
         corners = [boxes.view(-1, 2, 2).float()]
         if self.boxes is not None:
             corners.append(self.boxes.view(-1, 2, 2))
-        if self.points is not None and self.labels is not None:
-            is_point = (self.labels != PointLabel.PADDING)[..., None]
+        if self.points is not None and self.point_labels is not None:
+            is_point = (self.point_labels != PointLabel.PADDING)[..., None]
             corners.append(torch.where(is_point, self.points, corners[0][:, :1]))
         extent = torch.cat(corners, dim=1)
         return torch.cat([extent.amin(1).floor(), extent.amax(1).ceil()], dim=1)
@@ -214,7 +217,7 @@ class MaskRefiner(nn.Module):
             options: those of the refiner when None.
 
         Raises:
-            ValueError: masks, points or boxes do not fit the image or one another.
+            ValueError: masks, points, labels or boxes do not fit the image or one another.
         """
         options = options or self.options
         _check_inputs(image, coarse_masks, points, point_labels, boxes)
@@ -302,7 +305,9 @@ class MaskRefiner(nn.Module):
         alive = torch.ones(len(soft_masks), dtype=torch.bool, device=soft_masks.device)
         for _ in range(num_iters):
             prompts = self.prompter(soft_masks, stride=self.stride, image_embeddings=image_embeddings, valid=valid)
-            prompts = self.prompter.with_user_prompts(prompts, points=cues.points, labels=cues.labels, boxes=cues.boxes)
+            prompts = self.prompter.with_user_prompts(
+                prompts, points=cues.points, point_labels=cues.point_labels, boxes=cues.boxes
+            )
             best = self.decode_best(image_embeddings, prompts)
             new_logits = best.low_res_logits[:, 0].float()
             new_masks = (new_logits > 0) & valid
@@ -346,7 +351,7 @@ def _fit(start: int, length: int, limit: int) -> tuple[int, int]:
 
 
 def _check_inputs(
-    image: Tensor, masks: Tensor, points: Tensor | None, labels: Tensor | None, boxes: Tensor | None
+    image: Tensor, masks: Tensor, points: Tensor | None, point_labels: Tensor | None, boxes: Tensor | None
 ) -> None:
     if image.ndim != 3 or image.shape[0] != 3:
         raise ValueError(f"Expected an RGB image of shape (3, H, W), got {tuple(image.shape)}.")
@@ -360,8 +365,8 @@ def _check_inputs(
     n = len(masks)
     if points is not None and (points.ndim != 3 or points.shape[0] != n or points.shape[2] != 2):
         raise ValueError(f"Expected points of shape ({n}, K, 2), K points a mask, got {tuple(points.shape)}.")
-    if labels is not None and (points is None or labels.shape != points.shape[:2]):
+    if point_labels is not None and (points is None or point_labels.shape != points.shape[:2]):
         given = None if points is None else tuple(points.shape[:2])
-        raise ValueError(f"Expected one label a point, {given}, got {tuple(labels.shape)}.")
+        raise ValueError(f"Expected one label a point, {given}, got {tuple(point_labels.shape)}.")
     if boxes is not None and boxes.shape != (n, 4):
         raise ValueError(f"Expected boxes of shape ({n}, 4), got {tuple(boxes.shape)}.")

@@ -96,12 +96,12 @@ class MaskPrediction:
         """All candidates but the first, segment-anything's `multimask_output=True`."""
         return self._candidates(slice(1, None))
 
+    def best(self) -> MaskPrediction:
+        """The candidate of the highest predicted IoU (paper B.3)."""
+        return self.select(self.iou_predictions.argmax(dim=1))
+
     def _candidates(self, index: slice) -> MaskPrediction:
         return MaskPrediction(self.low_res_logits[:, index], self.iou_predictions[:, index], self.features)
-
-    def best(self) -> MaskPrediction:
-        """Keep the candidate of the highest predicted IoU (paper B.3)."""
-        return self.select(self.iou_predictions.argmax(dim=1))
 
 
 class PerturbationOutcome(IntEnum):
@@ -136,15 +136,6 @@ class PerturbationResult:
         n = self.masks.shape[0]
         assert self.masks.dtype == torch.bool and self.masks.ndim == 3
         assert self.iou.shape == self.num_steps.shape == self.outcome.shape == (n,)
-
-    def where(self, condition: Tensor, other: PerturbationResult) -> PerturbationResult:
-        """This result where `condition` ((N,) bool) holds, `other` elsewhere."""
-        return PerturbationResult(
-            torch.where(condition[:, None, None], self.masks, other.masks),
-            torch.where(condition, self.iou, other.iou),
-            torch.where(condition, self.num_steps, other.num_steps),
-            torch.where(condition, self.outcome, other.outcome),
-        )
 
 
 class RefinementStatus(IntEnum):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-Image = NDArray[np.uint8]
+Image: TypeAlias = NDArray[np.uint8]
 """(H, W, 3) RGB."""
 
 _COLORS = ((255, 64, 64), (64, 160, 255), (64, 220, 96), (255, 176, 0), (200, 96, 255), (0, 208, 208))
@@ -89,15 +90,6 @@ def contact_sheet(pictures: Sequence[Image], *, columns: int = 2) -> Image:
     return sheet
 
 
-def _span(occupied: NDArray[np.bool_], margin: float) -> slice:
-    """Range of the set places, widened by a margin; everything where none is set."""
-    places = np.flatnonzero(occupied)
-    if len(places) == 0:
-        return slice(0, len(occupied))
-    extra = round(margin * (places[-1] - places[0] + 1)) + 1
-    return slice(max(int(places[0]) - extra, 0), int(places[-1]) + 1 + extra)
-
-
 def training_panel(panel: Mapping[str, Tensor]) -> Image:
     """A training sample side by side.
 
@@ -115,3 +107,12 @@ def training_panel(panel: Mapping[str, Tensor]) -> Image:
             pictures.append(draw_masks(image, (full[None, :height, :width] > 0.5)))
             titles.append(name)
     return side_by_side(pictures, titles)
+
+
+def _span(occupied: NDArray[np.bool_], margin: float) -> slice:
+    """Range of the set places, widened by a margin; everything where none is set."""
+    places = np.flatnonzero(occupied)
+    if len(places) == 0:
+        return slice(0, len(occupied))
+    extra = round(margin * (places[-1] - places[0] + 1)) + 1
+    return slice(max(int(places[0]) - extra, 0), int(places[-1]) + 1 + extra)

@@ -7,10 +7,10 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# All else is pure, whatever is added.
+# all else is pure, whatever is added
 GLUE = ("config", "data", "engine", "evaluation", "modeling")
 
-# A module that is None in sys.modules cannot be imported.
+# a module that is None in sys.modules cannot be imported
 IMPORT_WITHOUT_DETECTRON2 = """
 import importlib, sys
 sys.modules["detectron2"] = None

@@ -1,3 +1,5 @@
+"""The user's object."""
+
 from __future__ import annotations
 
 import subprocess

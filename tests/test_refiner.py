@@ -1,3 +1,5 @@
+"""Encoding, decoding and the cascade."""
+
 from __future__ import annotations
 
 from collections.abc import Iterator

@@ -1,3 +1,5 @@
+"""Packaging."""
+
 from __future__ import annotations
 
 import subprocess

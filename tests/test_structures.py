@@ -1,3 +1,5 @@
+"""The value objects."""
+
 from __future__ import annotations
 
 import dataclasses
@@ -7,7 +9,6 @@ import torch
 
 from phoenix_d2.structures import (
     MaskPrediction,
-    PerturbationResult,
     PointLabel,
     Prompts,
     RefinementResult,
@@ -75,16 +76,6 @@ def test_best_keeps_the_highest_predicted_iou_of_each_mask() -> None:
     assert best.iou_predictions[:, 0].tolist() == pytest.approx([0.9, 0.8])
     assert best.low_res_logits[:, 0].equal(given.low_res_logits[[0, 1], [0, 3]])
     assert given.multimask().best().iou_predictions[:, 0].tolist() == pytest.approx([0.5, 0.8])
-
-
-def test_perturbation_results_are_merged_mask_by_mask() -> None:
-    def result(value: int) -> PerturbationResult:
-        n = torch.full((2,), value)
-        return PerturbationResult(torch.full((2, 3, 3), bool(value)), n.float(), n, n)
-
-    merged = result(1).where(torch.tensor([True, False]), result(0))
-    assert merged.masks.flatten(1).all(1).tolist() == [True, False]
-    assert merged.iou.tolist() == [1, 0] and merged.num_steps.tolist() == [1, 0] and merged.outcome.tolist() == [1, 0]
 
 
 def test_refinement_results_of_unequal_lengths_are_refused() -> None:

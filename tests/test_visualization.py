@@ -1,3 +1,5 @@
+"""Pictures."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -15,30 +15,46 @@ import sys
 from pathlib import Path
 
 
-def get_parser() -> argparse.ArgumentParser:
+def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
-    parser.add_argument("--annotations", required=True, metavar="JSON", help="annotation file that lists the images")
-    parser.add_argument("--results", nargs="+", required=True, metavar="JSON", help="results files of equal length")
+    parser.add_argument(
+        "--annotations", type=Path, required=True, metavar="JSON", help="annotation file that lists the images"
+    )
+    parser.add_argument(
+        "--results", type=Path, required=True, nargs="+", metavar="JSON", help="results files of equal length"
+    )
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write PNGs to")
     parser.add_argument("--num", type=int, default=30, help="objects to draw, at random (default: 30)")
     parser.add_argument("--columns", type=int, default=2, help="objects beside one another in overview.png")
     parser.add_argument("--seed", type=int, default=0)
-    return parser
+    return parser.parse_args(argv)
 
 
-def main(args: argparse.Namespace) -> None:
-    """Draw and write one PNG an object, and all of them as overview.png."""
+def main(argv: list[str] | None = None) -> None:
+    """Draw, and say in a line what went wrong."""
+    args = parse_args(argv)
+    try:
+        draw(args)
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Write one PNG an object, and all of them as overview.png."""
+    # heavy imports stay out of the way of --help
     import cv2
     import numpy as np
 
     from phoenix_d2.data.images import read_image
-    from phoenix_d2.data.mask_json import decode_segmentation, load_annotations, load_results
+    from phoenix_d2.data.mask_json import decode_segmentation, image_file_name, load_annotations, load_results
     from phoenix_d2.visualization import compare_masks, contact_sheet
 
     annotations = load_annotations(args.annotations)
-    files = {Path(path).stem: load_results(path, annotations=annotations) for path in args.results}
+    stems = [path.stem for path in args.results]
+    names = stems if len(set(stems)) == len(stems) else map(str, args.results)
+    files = {name: load_results(path, annotations=annotations) for name, path in zip(names, args.results, strict=True)}
     lengths = {name: len(records) for name, records in files.items()}
     if len(set(lengths.values())) > 1:
         raise ValueError(f"The results files differ in length {lengths}: give files made from one another.")
@@ -46,6 +62,8 @@ def main(args: argparse.Namespace) -> None:
     truth_of = {annotation["id"]: annotation for annotation in annotations["annotations"]}
 
     first = next(iter(files.values()))
+    if not first:
+        raise ValueError("The results files hold no masks: there is nothing to draw.")
     rng = np.random.default_rng(args.seed)
     chosen = rng.permutation(len(first))[: args.num]
     args.output.mkdir(parents=True, exist_ok=True)
@@ -55,7 +73,7 @@ def main(args: argparse.Namespace) -> None:
         truth = truth_of.get(first[index].get("gt_id"))
         if truth is not None:
             records = {"ground truth": truth, **records}
-        image = read_image(args.images / image_of[first[index]["image_id"]]["file_name"])
+        image = read_image(args.images / image_file_name(image_of[first[index]["image_id"]]))
         masks = {
             name: decode_segmentation(record["segmentation"], *image.shape[:2]) for name, record in records.items()
         }
@@ -66,7 +84,4 @@ def main(args: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    try:
-        main(get_parser().parse_args())
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
+    main()

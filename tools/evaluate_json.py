@@ -19,6 +19,7 @@ results whose 'gt_id' names an annotation.
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -39,6 +40,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Score, print a table, and say in a line what went wrong."""
     args = parse_args(argv)
     # heavy imports stay out of the way of --help
     from phoenix_d2.data.mask_json import write_json_atomically

@@ -41,6 +41,7 @@ with another number of workers.
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
+    """Arguments of the tool."""
     parser = argparse.ArgumentParser(
         description=__doc__, epilog=DETAILS, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -57,10 +58,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE",
-        help="path of a config, or the name of one in configs/, that replaces the options stored with the weights; "
-        "needs Detectron2",
+        help="path of a config, or the name of one in configs/, whose MODEL.REFINER replaces, where its keys are not "
+        "None, the options stored with the weights; needs Detectron2",
     )  # fmt: skip
-    parser.add_argument("--num-iters", type=_positive, metavar="T", help="passes of the cascade")
+    parser.add_argument(
+        "--num-iters", type=_positive, metavar="T", help="passes of the cascade (default: as stored with the weights)"
+    )
     parser.add_argument("--update-boxes", action="store_true", help="let boxes and areas follow the masks")
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -78,6 +81,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def main(argv: list[str] | None = None) -> None:
+    """Run, and say in a line what went wrong."""
     args = parse_args(argv)
     try:
         run(args)
@@ -130,7 +134,7 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def check_workers(args: argparse.Namespace) -> None:
-    """Detectron2's launcher wants a GPU for each process wherever there are GPUs."""
+    """Refuse more workers than GPUs where there are any, as Detectron2's launcher does, but with a remedy."""
     import torch
 
     if torch.cuda.is_available() and args.num_workers > max(torch.cuda.device_count(), 1):
@@ -141,6 +145,7 @@ def check_workers(args: argparse.Namespace) -> None:
 
 
 def pick_device(args: argparse.Namespace) -> str:
+    """What was asked for, or the best there is."""
     import torch
 
     return args.device or ("cuda" if torch.cuda.is_available() else "cpu")

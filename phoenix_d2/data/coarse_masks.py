@@ -15,7 +15,7 @@ from detectron2.structures import Instances
 
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import decode_segmentation, load_results
-from phoenix_d2.perturbation import DEGRADATIONS
+from phoenix_d2.perturbation import get_degradation
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +78,15 @@ class CoarseMaskMapper:
         dataset_name: whose category ids are mapped to contiguous ones.
         degradation: (kind, strength) in `phoenix_d2.perturbation.DEGRADATIONS` that makes coarse masks of the
             ground truth where the dict has no "coarse_results"; seeded by the image's id.
+
+    Raises:
+        ValueError: the kind is unknown, or the strength out of range.
     """
 
     def __init__(self, dataset_name: str, degradation: tuple[str, float]) -> None:
         self.category_ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id", {})
-        kind, self.strength = degradation
-        if kind not in DEGRADATIONS:
-            raise ValueError(f"Unknown degradation {kind!r}: expected one of {', '.join(sorted(DEGRADATIONS))}.")
-        self.degrade = DEGRADATIONS[kind]
+        kind, strength = degradation
+        self.degrade = get_degradation(kind, strength=strength)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dict.
@@ -105,9 +106,7 @@ class CoarseMaskMapper:
         else:
             annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
             rng = np.random.default_rng(zlib.crc32(str(dataset_dict["image_id"]).encode()))
-            masks = [
-                self.degrade(decode_segmentation(a["segmentation"], *size), self.strength, rng) for a in annotations
-            ]
+            masks = [self.degrade(decode_segmentation(a["segmentation"], *size), rng) for a in annotations]
             scores = [1.0] * len(annotations)
             classes = [a["category_id"] for a in annotations]
 

@@ -14,8 +14,7 @@ from detectron2.structures import BitMasks, Instances
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import decode_segmentation, segmentation_area
 from phoenix_d2.ops.frames import Frame
-
-Annotation = dict[str, Any]
+from phoenix_d2.sam.encoders import get_encoder
 
 
 class RefinementDatasetMapper:
@@ -27,12 +26,15 @@ class RefinementDatasetMapper:
     Args:
         input_size: side of the model input in pixels; the long side of the image becomes this.
         masks_per_image: most annotations drawn, uniformly, from those that are not crowd and have
-            more than `min_area` pixels (SegRefiner's draw, with one a image).
+            more than `min_area` pixels (SegRefiner's draw, with one an image).
         object_crop_prob: probability of a window around a drawn object.
         object_crop_context: range of the window's side, in units of the long side of the object's
             box; uniform in the logarithm.
         flip_prob: of a horizontal flip.
         color_jitter: brightness, contrast and saturation vary by up to this share, hue by a tenth of it.
+
+    Raises:
+        ValueError: `masks_per_image` is below 1, or `object_crop_context` is no range of positive numbers.
     """
 
     @configurable
@@ -47,6 +49,10 @@ class RefinementDatasetMapper:
         flip_prob: float = 0.5,
         color_jitter: float = 0.4,
     ) -> None:
+        if masks_per_image < 1:
+            raise ValueError(f"masks_per_image is {masks_per_image}: expected at least 1.")
+        if not 0 < object_crop_context[0] <= object_crop_context[1]:
+            raise ValueError(f"object_crop_context is {object_crop_context}: expected 0 < low <= high, as in (1.3, 4).")
         self.input_size = input_size
         self.masks_per_image = masks_per_image
         self.min_area = min_area
@@ -58,8 +64,6 @@ class RefinementDatasetMapper:
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.PHOENIX.DATA`."""
-        from phoenix_d2.sam.encoders import get_encoder
-
         encoder, data = cfg.MODEL.PHOENIX.ENCODER, cfg.MODEL.PHOENIX.DATA
         return {
             "input_size": get_encoder(encoder.NAME).check_input_size(encoder.INPUT_SIZE),
@@ -71,7 +75,7 @@ class RefinementDatasetMapper:
             "color_jitter": data.COLOR_JITTER,
         }
 
-    def is_trainable(self, annotation: Annotation) -> bool:
+    def is_trainable(self, annotation: dict[str, Any]) -> bool:
         """Whether an annotation may be drawn."""
         width, height = annotation["bbox"][2:]
         # the box bounds the area, and spares measuring most of the small ones

@@ -7,7 +7,7 @@ import zlib
 import numpy as np
 
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask, image_sizes
-from phoenix_d2.perturbation import DEGRADATIONS
+from phoenix_d2.perturbation import get_degradation
 
 
 def degrade_annotations(annotations: Record, *, kind: str, strength: float, seed: int = 0) -> list[Record]:
@@ -27,10 +27,7 @@ def degrade_annotations(annotations: Record, *, kind: str, strength: float, seed
     Raises:
         ValueError: the kind is unknown, or the strength out of range.
     """
-    if kind not in DEGRADATIONS:
-        raise ValueError(f"Unknown degradation {kind!r}: expected one of {', '.join(sorted(DEGRADATIONS))}.")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"Strength {strength} is out of range: expected 0 to 1.")
+    degrade = get_degradation(kind, strength=strength)
     sizes = image_sizes(annotations)
     results = []
     for annotation in annotations["annotations"]:
@@ -39,6 +36,6 @@ def degrade_annotations(annotations: Record, *, kind: str, strength: float, seed
         mask = decode_segmentation(annotation["segmentation"], *sizes[annotation["image_id"]])
         rng = np.random.default_rng((seed, zlib.crc32(str(annotation["id"]).encode())))
         record = {key: annotation[key] for key in ("image_id", "category_id")}
-        segmentation = encode_mask(DEGRADATIONS[kind](mask, strength, rng))
+        segmentation = encode_mask(degrade(mask, rng))
         results.append(record | {"segmentation": segmentation, "score": 1.0, "gt_id": annotation["id"]})
     return results

@@ -28,7 +28,7 @@ def read_json(path: PathLike) -> Any:
     """The parsed content of a JSON file.
 
     Raises:
-        ValueError: if the file is not JSON, for instance because its writer was interrupted.
+        ValueError: the file is not JSON, for instance because its writer was interrupted.
     """
     try:
         return json.loads(Path(path).read_bytes())
@@ -65,7 +65,8 @@ def check_annotations(data: Any, *, source: PathLike) -> None:
         source: the file's name, for messages.
 
     Raises:
-        ValueError: naming the file, the record (counted from 0 where it has no id) and the remedy.
+        ValueError: something is wrong; the message names the file, the record (counted from 0 where it has no id)
+            and the remedy.
     """
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(_get(data, key), list)]
     if missing:
@@ -95,7 +96,7 @@ def check_results(
             class needs it: COCO's evaluation leaves out unknown ones without a word.
 
     Raises:
-        ValueError: naming the file, the record (counted from 0) and the remedy.
+        ValueError: something is wrong; the message names the file, the record (counted from 0) and the remedy.
     """
     if not is_results(data):
         raise ValueError(
@@ -118,6 +119,19 @@ def image_sizes(annotations: Record) -> dict[Any, tuple[int, int]]:
     return {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
 
 
+def image_file_name(image: Record) -> str:
+    """Where an image of an annotation file lies in its folder: "file_name", or in LVIS the end of "coco_url".
+
+    Raises:
+        ValueError: the image has neither.
+    """
+    if "file_name" in image:
+        return str(image["file_name"])
+    if "coco_url" in image:
+        return "/".join(image["coco_url"].split("/")[-2:])
+    raise ValueError(f"Image id {image['id']} has neither 'file_name' nor 'coco_url': add the name of its file.")
+
+
 def segmentation_to_rle(segmentation: Segmentation, height: int, width: int) -> Record:
     """One compressed RLE for a segmentation of any COCO form.
 
@@ -131,7 +145,7 @@ def segmentation_to_rle(segmentation: Segmentation, height: int, width: int) -> 
         {"size": [height, width], "counts": bytes}.
 
     Raises:
-        ValueError: if the segmentation is malformed or made for another image size.
+        ValueError: the segmentation is malformed or made for another image size.
     """
     if isinstance(segmentation, Mapping):
         counts = _rle_counts(segmentation, (height, width))

@@ -31,6 +31,8 @@ class StepTrainer(SimpleTrainer):
     Args:
         clip: clips all gradients and returns their norm, or None.
         scale_loss: whether gradients are computed in float16.
+
+    The others are those of `SimpleTrainer`.
     """
 
     def __init__(
@@ -44,7 +46,7 @@ class StepTrainer(SimpleTrainer):
     ) -> None:
         super().__init__(model, data_loader, optimizer)
         self.clip = clip
-        self.scaler = torch.amp.GradScaler(enabled=scale_loss)
+        self.scaler = torch.amp.GradScaler(next(model.parameters()).device.type, enabled=scale_loss)
 
     def run_step(self) -> None:
         """See `TrainerBase.run_step`."""
@@ -68,7 +70,7 @@ class StepTrainer(SimpleTrainer):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """See `TrainerBase.load_state_dict`."""
-        self.scaler.load_state_dict(state_dict.pop("scaler"))
+        self.scaler.load_state_dict(state_dict["scaler"])
         super().load_state_dict(state_dict)
 
 
@@ -77,6 +79,9 @@ class Trainer(DefaultTrainer):
 
     What differs: it also runs distributed on CPUs, checkpoints leave the frozen encoder out, a resumed
     run goes on exactly where the other stopped, and panels of masks are written beside the logs.
+
+    Args:
+        cfg: of the run.
     """
 
     def __init__(self, cfg: CfgNode) -> None:

@@ -6,11 +6,11 @@ import itertools
 import logging
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.evaluation import COCOEvaluator, LVISEvaluator
-from detectron2.structures import BitMasks, Instances
+from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import create_small_table
 
 from phoenix_d2.data.mask_json import Record
@@ -22,8 +22,9 @@ from phoenix_d2.evaluation.instance_masks import (
     evaluate_masks,
     saturated_share,
 )
+from phoenix_d2.ops.masks import masks_to_boxes
 
-Scores = dict[str, dict[str, float]]
+Scores: TypeAlias = dict[str, dict[str, float]]
 
 logger = logging.getLogger(__name__)
 
@@ -32,10 +33,15 @@ class BoundaryCOCOEvaluator(COCOEvaluator):
     """Detectron2's `COCOEvaluator` with boundary AP: {"bbox": ..., "segm": ..., "boundary": ...}.
 
     Predictions may lack `pred_boxes`; the boxes are then those of the masks.
+
+    Args:
+        dataset_name: a registered dataset.
+        dilation_ratio: boundary band width as a share of the image diagonal.
+
+    The others are those of `COCOEvaluator`.
     """
 
     def __init__(self, dataset_name: str, *args: Any, dilation_ratio: float = 0.02, **kwargs: Any) -> None:
-        """Take the boundary band's width, as a share of the image diagonal, beside `COCOEvaluator`'s arguments."""
         # the category mapping comes with the first reading of a dataset; without it every category is a wrong one
         metadata = MetadataCatalog.get(dataset_name)
         if hasattr(metadata, "json_file") and not hasattr(metadata, "thing_dataset_id_to_contiguous_id"):
@@ -74,6 +80,13 @@ class BoundaryLVISEvaluator(LVISEvaluator):
 
     Evaluation is `evaluate_masks`, since that of the `lvis` package does not run with numpy 2.
     Predictions may lack `pred_boxes`; the boxes are then those of the masks.
+
+    Args:
+        dataset_name: a registered dataset.
+        tasks: of "bbox" and "segm", which brings "boundary" along; those that the predictions have when None.
+        dilation_ratio: boundary band width as a share of the image diagonal.
+
+    The others are those of `LVISEvaluator`.
     """
 
     def __init__(
@@ -84,7 +97,6 @@ class BoundaryLVISEvaluator(LVISEvaluator):
         dilation_ratio: float = 0.02,
         **kwargs: Any,
     ) -> None:
-        """Take the boundary band's width, as a share of the image diagonal, beside `LVISEvaluator`'s arguments."""
         # the base class evaluates its tasks by lvis: it gets none, see _tasks_from_predictions
         super().__init__(dataset_name, None, *args, **kwargs)
         self._requested_tasks = tasks
@@ -124,7 +136,7 @@ def _with_boxes(output: dict) -> dict:
     instances = output.get("instances")
     if instances is None or instances.has("pred_boxes") or not instances.has("pred_masks"):
         return output
-    boxes = BitMasks(instances.pred_masks).get_bounding_boxes()
+    boxes = Boxes(masks_to_boxes(instances.pred_masks).float())
     return {**output, "instances": Instances(instances.image_size, **instances.get_fields(), pred_boxes=boxes)}
 
 

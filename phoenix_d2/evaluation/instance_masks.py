@@ -25,7 +25,7 @@ IouType: TypeAlias = Literal["bbox", "segm", "boundary"]
 
 COCO_METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 LVIS_METRICS = (*COCO_METRICS, "APr", "APc", "APf")
-MAX_DETS = {"coco": 100, "lvis": 300}
+_MAX_DETS = {"coco": 100, "lvis": 300}
 
 # faster-coco-eval's names where they differ
 _LIBRARY_NAMES = dict(zip(COCO_METRICS, ("AP_all", "AP_50", "AP_75", "AP_small", "AP_medium", "AP_large"), strict=True))
@@ -62,11 +62,11 @@ def evaluate_masks(
         {IoU type: {metric: percent}}; NaN where no ground truth falls into a metric.
 
     Raises:
-        ValueError: if `style` and the other arguments do not go together.
+        ValueError: `style` and the other arguments do not go together.
     """
     if style == "lvis":
         _check_federated(annotations, class_agnostic)
-    limit = max_dets or MAX_DETS[style]
+    limit = max_dets or _MAX_DETS[style]
     if style == "lvis":
         results = _federated_results(annotations, results, limit)
     metrics = LVIS_METRICS if style == "lvis" else COCO_METRICS

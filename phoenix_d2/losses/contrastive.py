@@ -9,7 +9,7 @@ pixel, or nothing to compare it with, is exactly zero and still part of the grap
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +18,12 @@ from torch.utils.checkpoint import checkpoint
 
 from phoenix_d2.losses.regions import RefinementRegions
 
-InterForm = Literal["logsumexp", "softplus"]
+InterForm: TypeAlias = Literal["logsumexp", "softplus"]
 """How the inter-class term repels: as Eq. (2) states it, or as Algorithm 2 does."""
 
-# Anchors times all pixels of a 256 x 256 frame, for all masks of a batch, is gigabytes: this many anchors at a time
-# are compared with all pixels, and the products are made again in the backward pass instead of kept. Blocks this small
-# stay in a CPU's cache, which makes it faster than one product.
+# anchors times all pixels of a 256 x 256 frame, for all masks of a batch, is gigabytes: this many anchors at a time
+# are compared with all pixels, and the products are made again in the backward pass instead of kept; blocks this small
+# stay in a CPU's cache, which makes it faster than one product
 _ANCHORS_AT_ONCE = 64
 
 
@@ -52,13 +52,13 @@ def cmrl_loss(
 
     Args:
         features: (N, C, s, s) float, projected and not yet normalised.
-        regions: Of the same N masks.
+        regions: of the same N masks.
         valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
-        temperature: Divides the cosine similarities. Not stated in the paper; our choice.
-        num_samples: Most pixels drawn from a region, in the intra- and inter-class terms.
-        num_self_samples: The same in the self-improvement term.
-        inter_form: See `inter_class_loss`.
-        generator: Draws the pixels; on any device.
+        temperature: divides the cosine similarities. Not stated in the paper; our choice.
+        num_samples: most pixels drawn from a region, in the intra- and inter-class terms.
+        num_self_samples: the same in the self-improvement term.
+        inter_form: see `inter_class_loss`.
+        generator: draws the pixels; on any device.
     """
     # the sum of nothing: zero, and tied to the graph even when there is no mask at all
     total = features[:0].sum().expand(3)
@@ -98,10 +98,10 @@ def intra_class_loss(
 
     Args:
         pixels: (K, C) float, features of one mask's valid pixels, of length 1.
-        regions: Of the same pixels, each (K,) bool.
-        temperature: Divides the cosine similarities.
-        num_samples: Most pixels drawn from a region; the denominator always counts all K.
-        generator: Draws the pixels.
+        regions: of the same pixels, each (K,) bool.
+        temperature: divides the cosine similarities.
+        num_samples: most pixels drawn from a region; the denominator always counts all K.
+        generator: draws the pixels.
 
     Returns:
         Scalar, not negative.
@@ -134,13 +134,13 @@ def inter_class_loss(
 
     Args:
         pixels: (K, C) float, features of one mask's valid pixels, of length 1.
-        regions: Of the same pixels, each (K,) bool.
-        temperature: Divides the cosine similarities.
-        num_samples: Most pixels drawn from a region.
+        regions: of the same pixels, each (K,) bool.
+        temperature: divides the cosine similarities.
+        num_samples: most pixels drawn from a region.
         form: "logsumexp" is Eq. (2), whose negatives are all pixels of the other class, failures
             included; it has no lower bound of zero. "softplus" is Algorithm 2: log(1 + exp) summed
             over the other class' correct pixels only.
-        generator: Draws the pixels.
+        generator: draws the pixels.
 
     Returns:
         Scalar.
@@ -171,10 +171,10 @@ def self_improvement_loss(
 
     Args:
         pixels: (K, C) float, features of one mask's valid pixels, of length 1.
-        regions: Of the same pixels, each (K,) bool.
-        temperature: Divides the cosine similarities.
-        num_samples: Most pixels drawn from a region; the denominator always counts all K.
-        generator: Draws the pixels.
+        regions: of the same pixels, each (K,) bool.
+        temperature: divides the cosine similarities.
+        num_samples: most pixels drawn from a region; the denominator always counts all K.
+        generator: draws the pixels.
 
     Returns:
         Scalar, not negative.

@@ -22,25 +22,25 @@ class RefinementCriterion(nn.Module):
     trained, since inference compares them. Defaults are the paper's, but for those called ours.
 
     Args:
-        projector: Maps (N, C, s, s) features into the space of CMRL. It is not run where CMRL is
+        projector: maps (N, C, s, s) features into the space of CMRL. It is not run where CMRL is
             off (weight 0 or no noisy masks): pass `nn.Identity()` there, since distributed
             training expects every trainable parameter in the graph.
-        focal_weight: Of the focal loss.
-        dice_weight: Of the Dice loss.
-        iou_weight: Of the predicted-IoU regression; ours.
+        focal_weight: of the focal loss.
+        dice_weight: of the Dice loss.
+        iou_weight: of the predicted-IoU regression; ours.
         cmrl_weight: lambda_CMRL; 0 switches CMRL off.
-        intra_weight: Of CMRL's intra-class term, Eq. (4).
-        inter_weight: Of CMRL's inter-class term, Eq. (4).
-        self_weight: Of CMRL's self-improvement term, Eq. (4).
-        temperature: Of the contrastive similarities; ours.
-        num_samples: Most pixels drawn from a region.
-        num_self_samples: Most pixels drawn from a region in the self-improvement term.
+        intra_weight: of CMRL's intra-class term, Eq. (4).
+        inter_weight: of CMRL's inter-class term, Eq. (4).
+        self_weight: of CMRL's self-improvement term, Eq. (4).
+        temperature: of the contrastive similarities; ours.
+        num_samples: most pixels drawn from a region.
+        num_self_samples: most pixels drawn from a region in the self-improvement term.
         inter_form: "logsumexp" (Eq. 2) or "softplus" (Algorithm 2).
-        count_new_errors: Count the refiner's own errors as failures; ours.
-        train_single_mask: Train the single-mask candidate too; ours.
+        count_new_errors: count the refiner's own errors as failures; ours.
+        train_single_mask: train the single-mask candidate too; ours.
 
     Raises:
-        ValueError: If `inter_form` is unknown, or `temperature` is not positive.
+        ValueError: `inter_form` is unknown, or `temperature` is not positive.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RefinementCriterion(nn.Module):
     def forward(
         self,
         prediction: MaskPrediction,
-        target_masks: Tensor,
+        targets: Tensor,
         noisy_masks: Tensor | None,
         valid: Tensor,
         *,
@@ -93,13 +93,13 @@ class RefinementCriterion(nn.Module):
         """Judge one decoder pass; in float32, also under autocast.
 
         Args:
-            prediction: All candidates of N masks in SAM's order: the single-mask candidate, then the
+            prediction: all candidates of N masks in SAM's order: the single-mask candidate, then the
                 multimask ones.
-            target_masks: (N, s, s) float in [0, 1], share of each pixel that the target covers.
+            targets: (N, s, s) float in [0, 1], share of each pixel that the target covers.
             noisy_masks: (N, s, s) bool, what the decoder was given; None where it was given no mask,
                 and then there is neither CMRL nor a gain to report.
             valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
-            generator: Draws the pixels of CMRL.
+            generator: draws the pixels of CMRL.
 
         Returns:
             The losses, scalars already weighted, to be added up: `loss_focal`, `loss_dice`,
@@ -109,20 +109,17 @@ class RefinementCriterion(nn.Module):
             valid pixels in each region, `region_<name>`.
         """
         assert prediction.low_res_logits.shape[1] > 1, "the multimask candidates are missing"
-        with torch.autocast(target_masks.device.type, enabled=False):
+        with torch.autocast(targets.device.type, enabled=False):
             prediction = MaskPrediction(
                 prediction.low_res_logits.float(), prediction.iou_predictions.float(), prediction.features.float()
             )
-            losses, best = self._mask_losses(prediction, target_masks, valid)
+            target_masks = targets >= 0.5
+            losses, best = self._mask_losses(prediction, targets, valid)
             diagnostics = _iou_diagnostics(prediction, target_masks, noisy_masks, valid)
             if noisy_masks is not None:
                 refined_masks = prediction.select(best).low_res_logits[:, 0] > 0
                 regions = refinement_regions(
-                    target_masks >= 0.5,
-                    noisy_masks,
-                    refined_masks,
-                    valid,
-                    count_new_errors=self.count_new_errors,
+                    target_masks, noisy_masks, refined_masks, valid, count_new_errors=self.count_new_errors
                 )
                 diagnostics |= {f"region_{name}": _mean(share) for name, share in regions.fractions(valid).items()}
                 if self.cmrl_weight > 0:
@@ -130,13 +127,13 @@ class RefinementCriterion(nn.Module):
         return losses, diagnostics
 
     def _mask_losses(
-        self, prediction: MaskPrediction, target_masks: Tensor, valid: Tensor
+        self, prediction: MaskPrediction, targets: Tensor, valid: Tensor
     ) -> tuple[dict[str, Tensor], Tensor]:
         """The terms of L_SAM, and which multimask candidate, (N,) long, has the least mask loss."""
         logits = prediction.low_res_logits
-        focal = self.focal_weight * focal_loss(logits, target_masks, valid)
-        dice = self.dice_weight * dice_loss(logits, target_masks, valid)
-        iou = self.iou_weight * iou_regression_loss(prediction.iou_predictions, logits, target_masks, valid)
+        focal = self.focal_weight * focal_loss(logits, targets, valid)
+        dice = self.dice_weight * dice_loss(logits, targets, valid)
+        iou = self.iou_weight * iou_regression_loss(prediction.iou_predictions, logits, targets, valid)
         best = 1 + (focal + dice)[:, 1:].argmin(dim=1)
         trained = best[:, None]
         if self.train_single_mask:
@@ -173,11 +170,10 @@ def _iou_diagnostics(
 ) -> dict[str, Tensor]:
     """Mean IoU with the target of the mask that inference selects, and of the noisy mask that it came from."""
     selected = 1 + prediction.iou_predictions[:, 1:].argmax(dim=1)
-    targets = target_masks >= 0.5
-    refined = _mean(mask_iou(prediction.select(selected).low_res_logits[:, 0] > 0, targets, valid))
+    refined = _mean(mask_iou(prediction.select(selected).low_res_logits[:, 0] > 0, target_masks, valid))
     if noisy_masks is None:
         return {"iou_refined": refined}
-    noisy = _mean(mask_iou(noisy_masks, targets, valid))
+    noisy = _mean(mask_iou(noisy_masks, target_masks, valid))
     return {"iou_noisy": noisy, "iou_refined": refined, "iou_gain": refined - noisy}
 
 

@@ -13,10 +13,10 @@ class Projector(nn.Sequential):
 
     Args:
         channels: C; 32 in SAM's decoder.
-        num_layers: Number of convolutions; 0 is the identity.
+        num_layers: number of convolutions; 0 is the identity.
 
     Raises:
-        ValueError: If `num_layers` is negative.
+        ValueError: `num_layers` is negative.
     """
 
     def __init__(self, channels: int = 32, *, num_layers: int = 3) -> None:

@@ -49,7 +49,7 @@ def refinement_regions(
         noisy_masks: (N, s, s) bool, what the refiner was given.
         refined_masks: (N, s, s) bool, what it made of them.
         valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
-        count_new_errors: Count the refiner's own errors as failures too (ours); the regions are then exhaustive.
+        count_new_errors: count the refiner's own errors as failures too (ours); the regions are then exhaustive.
     """
     foreground, background = target_masks & valid, ~target_masks & valid
     failure_fg, failure_bg = foreground & ~refined_masks, background & refined_masks

@@ -23,8 +23,8 @@ def focal_loss(logits: Tensor, targets: Tensor, valid: Tensor, *, alpha: float =
         logits: (N, M, s, s) float, M candidates a mask.
         targets: (N, s, s) float in [0, 1], share of each pixel that the target covers.
         valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
-        alpha: Weight of the foreground, 1 - alpha that of the background; negative weighs neither.
-        gamma: How strongly pixels that are already right are played down; 0 is cross-entropy.
+        alpha: weight of the foreground, 1 - alpha that of the background; negative weighs neither.
+        gamma: how strongly pixels that are already right are played down; 0 is cross-entropy.
 
     Returns:
         (N, M) float32.
@@ -41,7 +41,7 @@ def dice_loss(logits: Tensor, targets: Tensor, valid: Tensor, *, eps: float = 1.
         logits: (N, M, s, s) float, M candidates a mask.
         targets: (N, s, s) float in [0, 1], share of each pixel that the target covers.
         valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
-        eps: Pixels added to both sides of the fraction; an empty prediction of an empty target then costs 0.
+        eps: pixels added to both sides of the fraction; an empty prediction of an empty target then costs 0.
 
     Returns:
         (N, M) float in [0, 1).

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from detectron2.config import CfgNode
 from detectron2.structures import Instances
 from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from phoenix_d2.losses.criterion import RefinementCriterion
+from phoenix_d2.modeling.build import amp_dtype, build_refiner
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.sam.checkpoint import is_frozen
 
@@ -68,6 +70,9 @@ class RefinerArchitecture(nn.Module):
         seed: of every random draw in training; draws depend on it, the iteration and the process alone.
         max_iter: iterations of the whole run, for schedules.
         amp_dtype: arithmetic of encoder and decoder in training; None is float32.
+
+    Raises:
+        ValueError: `trainable` is empty, or names what is no part of the refiner.
     """
 
     def __init__(
@@ -99,6 +104,17 @@ class RefinerArchitecture(nn.Module):
         # distributed training waits for every gradient
         refiner.prompt_encoder.no_mask_embed.requires_grad_(False)
         self.latest_panel: dict[str, Tensor] = {}
+
+    @classmethod
+    def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
+        """Read what both architectures are made of but their losses."""
+        return {
+            "refiner": build_refiner(cfg),
+            "trainable": tuple(cfg.MODEL.PHOENIX.TRAINABLE),
+            "seed": max(cfg.SEED, 0),
+            "max_iter": cfg.SOLVER.MAX_ITER,
+            "amp_dtype": amp_dtype(cfg),
+        }
 
     @property
     def device(self) -> torch.device:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.utils.file_io import PathManager
 from torch import nn
@@ -17,6 +18,8 @@ from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner as build_sam_refiner
 from phoenix_d2.sam.checkpoint import load_encoder
 from phoenix_d2.sam.pretrained import load_pretrained
+
+_AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def build_refiner(cfg: CfgNode) -> MaskRefiner:
@@ -38,14 +41,24 @@ def build_refiner(cfg: CfgNode) -> MaskRefiner:
 
 
 def refine_options(cfg: CfgNode, saved: RefineOptions | None = None) -> RefineOptions:
-    """`MODEL.REFINER` as options of `MaskRefiner.refine`; keys that are None stay as `saved`, or as the defaults."""
+    """`MODEL.REFINER` as options of `MaskRefiner.refine`.
+
+    Args:
+        cfg: with this project's keys.
+        saved: what keys that are None stay as; the defaults of `RefineOptions` when None.
+    """
     node = cfg.MODEL.REFINER
     keys = {field.name: node[field.name.upper()] for field in fields(RefineOptions)}
     return replace(saved or RefineOptions(), **{name: value for name, value in keys.items() if value is not None})
 
 
 def build_noise_sampler(cfg: CfgNode, **changes: Any) -> NoiseSampler:
-    """The noise of `MODEL.PHOENIX.PERTURBATION`; `changes` replace arguments."""
+    """The noise of `MODEL.PHOENIX.PERTURBATION`.
+
+    Args:
+        cfg: with this project's keys.
+        changes: arguments of `NoiseSampler` that replace the config's.
+    """
     node = cfg.MODEL.PHOENIX.PERTURBATION
     arguments = {
         "iou_range": tuple(node.IOU_RANGE),
@@ -65,8 +78,25 @@ def build_noise_sampler(cfg: CfgNode, **changes: Any) -> NoiseSampler:
     return NoiseSampler(**arguments | changes)
 
 
+def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
+    """Arithmetic of encoder and decoder in training: `MODEL.PHOENIX.AMP_DTYPE`, or None where AMP is off.
+
+    Raises:
+        ValueError: the key names no type that autocast works in.
+    """
+    name = cfg.MODEL.PHOENIX.AMP_DTYPE
+    if name not in _AMP_DTYPES:
+        raise ValueError(f"MODEL.PHOENIX.AMP_DTYPE is {name!r}: expected one of {', '.join(_AMP_DTYPES)}.")
+    return _AMP_DTYPES[name] if cfg.SOLVER.AMP.ENABLED else None
+
+
 def build_criterion(cfg: CfgNode, *, cmrl: bool = True) -> RefinementCriterion:
-    """The losses of `MODEL.PHOENIX`; without `cmrl`, segment-anything's alone."""
+    """The losses of `MODEL.PHOENIX`.
+
+    Args:
+        cfg: with this project's keys.
+        cmrl: off for segment-anything's losses alone.
+    """
     node = cfg.MODEL.PHOENIX
     weight = node.CMRL.WEIGHT if cmrl else 0.0
     return RefinementCriterion(
@@ -95,7 +125,8 @@ def build_trained_refiner(cfg: CfgNode) -> MaskRefiner:
     says; only the frozen weights of a ViT come from `MODEL.PHOENIX.ENCODER.WEIGHTS`.
 
     Raises:
-        ValueError: `MODEL.REFINER.WEIGHTS` is not set, or was trained with other encoder weights.
+        FileNotFoundError: there is no such file, nor packaged weights of that name.
+        ValueError: `MODEL.REFINER.WEIGHTS` is not set, damaged, or was trained with other encoder weights.
     """
     if not cfg.MODEL.REFINER.WEIGHTS:
         raise ValueError("MODEL.REFINER.WEIGHTS is empty: name the weights of a trained refiner.")

@@ -10,7 +10,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
-from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_refiner
+from phoenix_d2.modeling.build import build_criterion, build_noise_sampler
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.prompting import drop_visual_prompts
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
@@ -29,6 +29,9 @@ class Phoenix(RefinerArchitecture):
         cascade_depth: most passes that such an output is deep.
 
     The others are those of `RefinerArchitecture`.
+
+    Raises:
+        ValueError: `dense_prompt` is unknown, or `cascade_depth` below 1.
     """
 
     @configurable
@@ -46,6 +49,8 @@ class Phoenix(RefinerArchitecture):
         super().__init__(**base)
         if dense_prompt not in ("none", "target"):
             raise ValueError(f"Unknown dense prompt under attack {dense_prompt!r}: expected 'none' or 'target'.")
+        if cascade_depth < 1:
+            raise ValueError(f"cascade_depth is {cascade_depth}: expected at least 1; cascade_prob=0 turns it off.")
         self.noise_sampler = noise_sampler
         self.dense_prompt = dense_prompt
         self.model_noise_prob = model_noise_prob
@@ -57,13 +62,8 @@ class Phoenix(RefinerArchitecture):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
         node = cfg.MODEL.PHOENIX
-        return {
-            "refiner": build_refiner(cfg),
+        return super().from_config(cfg) | {
             "criterion": build_criterion(cfg),
-            "trainable": tuple(node.TRAINABLE),
-            "seed": max(cfg.SEED, 0),
-            "max_iter": cfg.SOLVER.MAX_ITER,
-            "amp_dtype": getattr(torch, node.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
             "noise_sampler": build_noise_sampler(cfg),
             "dense_prompt": node.PERTURBATION.DENSE_PROMPT,
             "model_noise_prob": node.PERTURBATION.MODEL_NOISE_PROB,
@@ -114,14 +114,14 @@ class Phoenix(RefinerArchitecture):
         n = len(noisy_masks)
         chosen = torch.rand(n, generator=generator) < self.cascade_prob * self.progress()
         depths = torch.randint(1, self.cascade_depth + 1, (n,), generator=generator) * chosen
-        masks = noisy_masks.clone()
+        masks, embeddings = noisy_masks.clone(), batch.embeddings
         for depth in range(self.cascade_depth):
             rows = (depths > depth).nonzero()[:, 0].to(self.device)
             if len(rows) == 0:
                 break
             prompts = self.refiner.prompter(masks[rows].float(), stride=self.refiner.stride)
             with self.autocast():
-                best = self.refiner.decode_best(batch.embeddings[rows], prompts)
+                best = self.refiner.decode_best(embeddings[rows], prompts)
             refined = (best.low_res_logits[:, 0] > 0) & batch.valid[rows]
             kept = refined.flatten(1).any(1)[:, None, None]
             masks[rows] = torch.where(kept, refined, masks[rows])

@@ -11,7 +11,7 @@ from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
 from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
-from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_refiner
+from phoenix_d2.modeling.build import build_criterion, build_noise_sampler
 from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.prompting import drop_visual_prompts, to_sam_coords
@@ -35,6 +35,9 @@ class PromptableDecoder(RefinerArchitecture):
         prompts_per_mask: first prompts a mask, each a sample of its own.
 
     The others are those of `RefinerArchitecture`.
+
+    Raises:
+        ValueError: `rounds` or `prompts_per_mask` is below 1, or `prompt_probs` are not three weights.
     """
 
     @configurable
@@ -51,6 +54,8 @@ class PromptableDecoder(RefinerArchitecture):
         super().__init__(**base)
         if len(prompt_probs) != 3 or min(prompt_probs) < 0 or sum(prompt_probs) <= 0:
             raise ValueError(f"prompt_probs is {prompt_probs}: expected three weights, for point, box and coarse mask.")
+        if rounds < 1 or prompts_per_mask < 1:
+            raise ValueError(f"rounds is {rounds} and prompts_per_mask {prompts_per_mask}: expected at least 1 each.")
         # here, and only here, some samples have no mask prompt
         self.refiner.prompt_encoder.no_mask_embed.requires_grad_("prompt_encoder" in base["trainable"])
         self.noise_sampler = noise_sampler
@@ -63,16 +68,10 @@ class PromptableDecoder(RefinerArchitecture):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
         node = cfg.MODEL.PHOENIX
-        # there is nothing worth attacking yet
-        shapeless_prob = node.PERTURBATION.SHAPELESS_PROB
-        return {
-            "refiner": build_refiner(cfg),
+        return super().from_config(cfg) | {
             "criterion": build_criterion(cfg, cmrl=False),
-            "trainable": tuple(node.TRAINABLE),
-            "seed": max(cfg.SEED, 0),
-            "max_iter": cfg.SOLVER.MAX_ITER,
-            "amp_dtype": getattr(torch, node.AMP_DTYPE) if cfg.SOLVER.AMP.ENABLED else None,
-            "noise_sampler": build_noise_sampler(cfg, morphology_prob=1 - shapeless_prob),
+            # there is nothing worth attacking yet
+            "noise_sampler": build_noise_sampler(cfg, morphology_prob=1 - node.PERTURBATION.SHAPELESS_PROB),
             "rounds": node.PRETRAIN.ROUNDS,
             "prompt_probs": tuple(node.PRETRAIN.PROMPT_PROBS),
             "drop_prob": node.PROMPT.DROP_PROB,

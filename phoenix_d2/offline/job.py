@@ -17,6 +17,7 @@ from phoenix_d2.data.mask_json import (
     Record,
     check_annotations,
     check_results,
+    image_file_name,
     is_results,
     load_annotations,
     read_json,
@@ -176,7 +177,7 @@ def _group(records: Sequence[Record], images: Iterable[Record], folder: Path) ->
     return tuple(
         ImageTask(
             image_id,
-            folder / _file_name(image_of[image_id]),
+            folder / image_file_name(image_of[image_id]),
             (image_of[image_id]["height"], image_of[image_id]["width"]),
             tuple(places),
             tuple(records[place] for place in places),
@@ -187,14 +188,6 @@ def _group(records: Sequence[Record], images: Iterable[Record], folder: Path) ->
 
 def _is_crowd(record: Record) -> bool:
     return bool(record.get("iscrowd", 0))
-
-
-def _file_name(image: Record) -> str:
-    if "file_name" in image:
-        return str(image["file_name"])
-    if "coco_url" in image:
-        return "/".join(image["coco_url"].split("/")[-2:])
-    raise ValueError(f"Image id {image['id']} has neither 'file_name' nor 'coco_url': add the name of its file.")
 
 
 def _check_images(tasks: Iterable[ImageTask], folder: str | Path) -> None:

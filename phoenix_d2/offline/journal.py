@@ -10,13 +10,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save
-
 from phoenix_d2 import __version__
 from phoenix_d2.data.mask_json import PathLike, Record, read_json, write_json_atomically
 from phoenix_d2.offline.job import ImageOutcome
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.sam.checkpoint import refiner_metadata, trained_state_dict
+from phoenix_d2.sam.hashing import hash_tensors
 
 
 class Journal:
@@ -80,7 +79,11 @@ class Journal:
 
 
 class JournalFile:
-    """Append finished images, one a line, to a file of its own: a context manager."""
+    """Append finished images, one a line, to a file of its own: a context manager.
+
+    Args:
+        path: of the file, which must not be there yet.
+    """
 
     def __init__(self, path: Path) -> None:
         # never appended to: the last line of a killed run may lack its end
@@ -102,11 +105,10 @@ def fingerprint_of(
     refiner: PhoenixRefiner, *, input_file: PathLike, annotation_file: PathLike | None, update_boxes: bool
 ) -> Record:
     """All that a run's output depends on but the images, by names that `Journal.begin` tells users."""
-    weights = {name: value.detach().cpu().contiguous() for name, value in trained_state_dict(refiner.refiner).items()}
     return {
         "input": _sha256(Path(input_file).read_bytes()),
         "annotations": None if annotation_file is None else _sha256(Path(annotation_file).read_bytes()),
-        "weights": _sha256(save(weights)),
+        "weights": hash_tensors(trained_state_dict(refiner.refiner)),
         **refiner_metadata(refiner.refiner),
         "update_boxes": update_boxes,
         "version of phoenix_d2": __version__,

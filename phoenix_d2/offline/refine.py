@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 import numpy as np
 import pycocotools.mask as mask_util
+from numpy.typing import NDArray
 
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask
@@ -53,7 +54,7 @@ def refine_image(refiner: PhoenixRefiner, task: ImageTask, *, update_boxes: bool
     return ImageOutcome(task.image_id, changes, result.status.tolist(), None, time.perf_counter() - start)
 
 
-def _changes(record: Record, mask: np.ndarray, update_boxes: bool) -> Record:
+def _changes(record: Record, mask: NDArray[np.bool_], update_boxes: bool) -> Record:
     segmentation = encode_mask(mask)
     new = {"segmentation": segmentation}
     if update_boxes:

@@ -44,7 +44,7 @@ def boundary_iou(mask: NDArray[np.bool_], other: NDArray[np.bool_], *, dilation_
         In [0, 1]; 1 where both masks are empty.
 
     Raises:
-        ValueError: if the masks are not of one size.
+        ValueError: the masks are not of one size.
     """
     if mask.shape != other.shape:
         raise ValueError(f"Masks of one image have one size, got {mask.shape} and {other.shape}. Resize one of them.")

@@ -30,6 +30,9 @@ class Frame:
         window: (x0, y0, x1, y1) pixels of the image, exclusive maxima.
         input_size: side of the square model input.
         low_res_size: side of the square low-resolution frame.
+
+    Raises:
+        ValueError: the window is empty or leaves the image.
     """
 
     image_size: tuple[int, int]
@@ -125,14 +128,16 @@ class Frame:
     def _window_to_low_res(self, device: torch.device) -> tuple[Tensor, Tensor]:
         stride = self.input_size // self.low_res_size
         sides = zip(self.window_size, self.resized_size, strict=True)
-        height, width = (_area_matrix(source, resized / stride, self.low_res_size) for source, resized in sides)
-        return height.to(device), width.to(device)
+        height, width = (_area_matrix(source, resized / stride, self.low_res_size, device) for source, resized in sides)
+        return height, width
 
     def _low_res_to_window(self, device: torch.device) -> tuple[Tensor, Tensor]:
         stride = self.input_size // self.low_res_size
         sides = zip(self.window_size, self.resized_size, strict=True)
-        height, width = (_bilinear_matrix(self.low_res_size, resized / stride, target) for target, resized in sides)
-        return height.to(device), width.to(device)
+        height, width = (
+            _bilinear_matrix(self.low_res_size, resized / stride, target, device) for target, resized in sides
+        )
+        return height, width
 
 
 def _resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
@@ -143,7 +148,7 @@ def _resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=64)
-def _area_matrix(source: int, span: float, target: int) -> Tensor:
+def _area_matrix(source: int, span: float, target: int, device: torch.device) -> Tensor:
     """(target, source) weights of area resampling: `source` pixels are spread over the first `span` of `target`.
 
     Row i holds the share of target pixel i that each source pixel covers, so rows inside the span add up to 1.
@@ -153,15 +158,15 @@ def _area_matrix(source: int, span: float, target: int) -> Tensor:
     low, high = edges[:-1], edges[1:]
     pixel = torch.arange(target, dtype=torch.float64)[:, None]
     overlap = torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)
-    return overlap.clamp(min=0).float()
+    return overlap.clamp(min=0).float().to(device)
 
 
 @lru_cache(maxsize=64)
-def _bilinear_matrix(source: int, span: float, target: int) -> Tensor:
+def _bilinear_matrix(source: int, span: float, target: int, device: torch.device) -> Tensor:
     """(target, source) weights of bilinear resampling: the first `span` of `source` pixels fill `target` pixels."""
     centres = (torch.arange(target, dtype=torch.float64) + 0.5) * (span / target) - 0.5
     # the last pixel that holds any of the span bounds the interpolation: padding is never read
     last = max(int(-(-span // 1)) - 1, 0)
     centres = centres.clamp(0, last)
     distance = (centres[:, None] - torch.arange(source, dtype=torch.float64)).abs()
-    return (1 - distance).clamp(min=0).float()
+    return (1 - distance).clamp(min=0).float().to(device)

@@ -71,7 +71,7 @@ def perturb_masks(
         `STARTED_BELOW` (before any step), `EXHAUSTED_ABOVE` and `EXHAUSTED_BELOW`; `num_steps` counts undone steps too.
 
     Raises:
-        ValueError: if there is no criterion of that name.
+        ValueError: there is no criterion of that name.
     """
     distance = get_criterion(criterion)
     n, device = len(target_masks), target_masks.device
@@ -105,8 +105,8 @@ def perturb_masks(
             (gradient,) = torch.autograd.grad(objective, current)
             previous[rows], direction[rows] = embeddings[rows], gradient[advancing].sign()
 
-        # An overshoot goes back to the state before the last step. Algorithm 1 decodes it again, for a gradient that is
-        # still at hand: that decode counts as the first of the new round, and is spared.
+        # an overshoot goes back to the state before the last step; Algorithm 1 decodes it again, for a gradient that is
+        # still at hand: that decode counts as the first of the new round, and is spared
         returning = below & moved & (num_decays[active] < max_decays)
         rows = active[returning]
         step_sizes[rows] *= step_decay

@@ -55,10 +55,10 @@ def get_criterion(name: str) -> Criterion:
     """The criterion of that name.
 
     Raises:
-        ValueError: if there is none.
+        ValueError: there is none; the message lists the known ones.
     """
     if name not in CRITERIA:
-        raise ValueError(f"Unknown adversarial criterion {name!r}. Choose one of: {', '.join(CRITERIA)}.")
+        raise ValueError(f"Unknown adversarial criterion {name!r}: expected one of {', '.join(CRITERIA)}.")
     return CRITERIA[name]
 
 

@@ -84,6 +84,20 @@ DEGRADATIONS: dict[str, Degradation] = {
 """By name: (mask (h, w) bool, strength from 0, mild, to 1, severe, rng) -> (h, w) bool."""
 
 
+def get_degradation(kind: str, *, strength: float) -> Callable[[BoolMask, np.random.Generator], BoolMask]:
+    """The degradation of that name and strength: (mask (h, w) bool, rng) -> (h, w) bool.
+
+    Raises:
+        ValueError: there is none of that name, or the strength is out of range.
+    """
+    if kind not in DEGRADATIONS:
+        raise ValueError(f"Unknown degradation {kind!r}: expected one of {', '.join(sorted(DEGRADATIONS))}.")
+    if not 0 <= strength <= 1:
+        raise ValueError(f"Strength {strength} of the degradation {kind!r} is out of range: expected 0 to 1.")
+    degrade = DEGRADATIONS[kind]
+    return lambda mask, rng: degrade(mask, strength, rng)
+
+
 def _grown_box(mask: BoolMask) -> tuple[slice, slice]:
     """Rows and columns of the mask's box, grown by a twentieth of its side (a pixel at least) and clipped."""
     rows, columns = (_grown_span(np.flatnonzero(mask.any(axis=axis)), mask.shape[1 - axis]) for axis in (1, 0))

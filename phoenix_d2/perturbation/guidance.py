@@ -34,7 +34,9 @@ def guidance_masks(target_masks: Tensor, guides: Tensor) -> Tensor:
     return torch.where(guides == Guide.INVERSION, ~target_masks, guides == Guide.EXPANSION).float()
 
 
-def draw_guides(n: int, choices: Sequence[Guide], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Draw a guide for each of `n` masks, uniformly among `choices`: (n,) long on `device`."""
-    index = torch.randint(len(choices), (n,), generator=generator, device=generator.device)
+def draw_guides(
+    num_masks: int, choices: Sequence[Guide], *, generator: torch.Generator, device: torch.device
+) -> Tensor:
+    """Draw a guide for each mask, uniformly among `choices`: (num_masks,) long on `device`."""
+    index = torch.randint(len(choices), (num_masks,), generator=generator, device=generator.device)
     return torch.tensor(choices, dtype=torch.long, device=device)[index.to(device)]

@@ -21,8 +21,8 @@ BoolMask: TypeAlias = NDArray[np.bool_]
 _Pixels: TypeAlias = NDArray[np.uint8]
 
 _ROUGH_MIN_VERTICES = 10
+# discs, diamonds and squares as structuring elements
 _METRICS = (cv2.DIST_L2, cv2.DIST_L1, cv2.DIST_C)
-"""Discs, diamonds and squares as structuring elements."""
 
 
 def perturb_mask(
@@ -49,7 +49,7 @@ def perturb_mask(
         (h, w) bool, a new array; empty only if `mask` is.
 
     Raises:
-        ValueError: if the threshold is outside (0, 1].
+        ValueError: the threshold is outside (0, 1].
     """
     if not 0 < iou_threshold <= 1:
         raise ValueError(
@@ -67,8 +67,8 @@ def perturb_mask(
 
     everywhere = (slice(None), slice(None))
     canvas.replace(everywhere, fill_contours([_roughen(c, rng) for c in contours], canvas.original.shape))
-    # Leaning to one side, as a model does that segments too much or too little, rather than undoing itself; but an
-    # object that fills its window has no room to grow.
+    # leaning to one side, as a model does that segments too much or too little, rather than undoing itself; but an
+    # object that fills its window has no room to grow
     grow_prob = rng.uniform() * min(1.0, 2 - 2 * area / canvas.original.size)
     scale = 1.0
     for _ in range(max_rounds):
@@ -85,26 +85,26 @@ def perturb_mask(
     return noisy
 
 
-def perturb_masks(masks: Tensor, *, iou_thresholds: Tensor, generator: torch.Generator) -> PerturbationResult:
+def perturb_masks(target_masks: Tensor, *, iou_thresholds: Tensor, generator: torch.Generator) -> PerturbationResult:
     """Morphological noise for a batch of masks; the work is done on the CPU, mask by mask.
 
     Args:
-        masks: (N, s, s) bool.
+        target_masks: (N, s, s) bool.
         iou_thresholds: (N,) float in (0, 1].
         generator: seeds the noise, one seed a mask.
 
     Returns:
-        Noisy masks on the device of `masks`, all of outcome `MORPHOLOGICAL`.
+        Noisy masks on the device of the targets, all of outcome `MORPHOLOGICAL`.
     """
-    seeds = torch.randint(2**62, (len(masks),), generator=generator, device=generator.device)
-    noisy = torch.empty(masks.shape, dtype=torch.bool)
+    seeds = torch.randint(2**62, (len(target_masks),), generator=generator, device=generator.device)
+    noisy = torch.empty(target_masks.shape, dtype=torch.bool)
     for i, (mask, threshold, seed) in enumerate(
-        zip(masks.cpu().numpy(), iou_thresholds.tolist(), seeds.tolist(), strict=True)
+        zip(target_masks.cpu().numpy(), iou_thresholds.tolist(), seeds.tolist(), strict=True)
     ):
         noisy[i] = torch.from_numpy(perturb_mask(mask, iou_threshold=threshold, rng=np.random.default_rng(seed)))
-    noisy = noisy.to(masks.device)
-    outcome = torch.full((len(masks),), PerturbationOutcome.MORPHOLOGICAL, dtype=torch.long, device=masks.device)
-    return PerturbationResult(noisy, mask_iou(noisy, masks), torch.zeros_like(outcome), outcome)
+    noisy = noisy.to(target_masks.device)
+    outcome = torch.full((len(noisy),), PerturbationOutcome.MORPHOLOGICAL, dtype=torch.long, device=noisy.device)
+    return PerturbationResult(noisy, mask_iou(noisy, target_masks), torch.zeros_like(outcome), outcome)
 
 
 def find_contours(mask: _Pixels) -> list[NDArray[np.int32]]:
@@ -194,7 +194,7 @@ def _blob(patch: _Pixels, radius: float, value: int, rng: np.random.Generator) -
     return painted
 
 
-# Distances instead of kernels: the cost does not grow with the radius.
+# distances instead of kernels: the cost does not grow with the radius
 def _dilate(patch: _Pixels, radius: float, metric: int) -> _Pixels:
     distance = cv2.distanceTransform(1 - patch, metric, 3)
     return np.less_equal(distance, radius).view(np.uint8)

@@ -31,7 +31,7 @@ class NoiseSampler:
     The others are those of `perturb_masks`.
 
     Raises:
-        ValueError: if a value is out of range or a name is unknown.
+        ValueError: a value is out of range or a name is unknown.
     """
 
     iou_range: tuple[float, float] = (0.3, 0.9)
@@ -91,7 +91,7 @@ class NoiseSampler:
             The noisy masks, in the order of the targets.
 
         Raises:
-            ValueError: if there is no decoder and some noise could be adversarial.
+            ValueError: there is no decoder and some noise could be adversarial.
         """
         if decode is None and self.adversarial_prob > 1e-6:
             raise ValueError(
@@ -104,7 +104,7 @@ class NoiseSampler:
         iou_thresholds, kind = torch.rand(2, n, generator=generator, device=generator.device).to(device)
         low, high = self.iou_range
         iou_thresholds = low + (high - low) * iou_thresholds
-        guides = draw_guides(n, [Guide[name.upper()] for name in self.guides], generator, device)
+        guides = draw_guides(n, [Guide[name.upper()] for name in self.guides], generator=generator, device=device)
 
         given = torch.zeros_like(target_masks) if model_masks is None else model_masks
         result = _unattacked(given, target_masks, valid, PerturbationOutcome.FROM_MODEL)

@@ -13,27 +13,27 @@ from torch import Tensor
 from phoenix_d2.ops.masks import masks_to_boxes
 
 
-def shapeless_masks(masks: Tensor, *, generator: torch.Generator) -> Tensor:
+def shapeless_masks(target_masks: Tensor, *, generator: torch.Generator) -> Tensor:
     """Blur masks beyond recognition or fill their boxes, one as often as the other.
 
     Args:
-        masks: (N, s, s) bool.
+        target_masks: (N, s, s) bool.
         generator: decides which, and how much.
 
     Returns:
         (N, s, s) bool; the mask itself where nothing would be left of it.
     """
-    if len(masks) == 0:
-        return masks
-    blurred = torch.rand(len(masks), generator=generator).to(masks.device)[:, None, None] < 0.5
-    coarse = torch.where(blurred, _blur(masks, generator), _fill_boxes(masks, generator))
-    return torch.where(coarse.flatten(1).any(1)[:, None, None], coarse, masks)
+    if len(target_masks) == 0:
+        return target_masks
+    blurred = _draw((len(target_masks), 1, 1), generator, target_masks.device) < 0.5
+    coarse = torch.where(blurred, _blur(target_masks, generator), _fill_boxes(target_masks, generator))
+    return torch.where(coarse.flatten(1).any(1)[:, None, None], coarse, target_masks)
 
 
 def _blur(masks: Tensor, generator: torch.Generator) -> Tensor:
     """Gaussian blur by 5 % to 35 % of the root of the area, thresholded between 0.3 and 0.6."""
     n, side = len(masks), masks.shape[-1]
-    strength, level = torch.rand(2, n, generator=generator).to(masks.device)
+    strength, level = _draw((2, n), generator, masks.device)
     sigma = (0.05 + 0.3 * strength) * masks.flatten(1).sum(1).sqrt().clamp(min=1)
     radius = side // 4
     offsets = torch.arange(-radius, radius + 1, device=masks.device)
@@ -50,8 +50,13 @@ def _fill_boxes(masks: Tensor, generator: torch.Generator) -> Tensor:
     """The box of each mask, its sides moved by up to a tenth of its size."""
     boxes = masks_to_boxes(masks).float()
     sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-    boxes = boxes + (torch.rand(boxes.shape, generator=generator).to(masks.device) - 0.5) / 5 * sides
+    boxes = boxes + (_draw(boxes.shape, generator, masks.device) - 0.5) / 5 * sides
     x0, y0, x1, y1 = boxes[..., None].unbind(1)
     centre = torch.arange(masks.shape[-1], device=masks.device) + 0.5
     columns, rows = (centre > x0) & (centre < x1), (centre > y0) & (centre < y1)
     return rows[:, :, None] & columns[:, None, :]
+
+
+def _draw(size: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Uniform draws from [0, 1), made where the generator lives."""
+    return torch.rand(size, generator=generator, device=generator.device).to(device)

@@ -42,12 +42,12 @@ def grow_boxes(
     Args:
         boxes: (N, 4) float, tight boxes of the masks with exclusive maxima.
         masks: (N, s, s) bool, in the frame of the boxes.
-        image_embeddings: (1 or N, C, h, w) float, covering the same frame. Interpolated to s x s
+        image_embeddings: (N, C, h, w) or (1, C, h, w) float, covering the same frame. Interpolated to s x s
             once each, which is what this costs in memory.
         margin: share of a band that must be similar for its side to move.
         max_step: the longest step, in pixels of the frame.
         min_similarity: the cosine above which a pixel is similar.
-        valid: (1 or N, s, s) bool, pixels that hold image; all when None.
+        valid: (N, s, s) or (1, s, s) bool, pixels that hold image; all when None.
 
     Returns:
         (N, 4) float boxes.

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -60,7 +60,7 @@ def chamfer_depths(masks: Tensor, boxes: Tensor, *, valid: Tensor | None = None)
     Args:
         masks: (N, s, s) bool, on the CPU.
         boxes: (N, 4) integer, tight boxes of the masks with exclusive maxima.
-        valid: (1 or N, s, s) bool, pixels that hold image; all when None.
+        valid: (N, s, s) or (1, s, s) bool, pixels that hold image; all when None.
     """
     outside = ~masks if valid is None else ~masks & valid
     to_background, to_mask = chamfer_distance(torch.cat([outside, masks])).chunk(2)
@@ -101,7 +101,7 @@ def _sweep_down(distance: Tensor) -> Tensor:
     return padded[:, :, 1:-1]
 
 
-def _distance_to_zero(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+def _distance_to_zero(image: NDArray[np.uint8]) -> NDArray[np.float32]:
     distances = np.asarray(cv2.distanceTransform(image, cv2.DIST_L2, cv2.DIST_MASK_PRECISE), np.float32)
     # OpenCV's last bit depends on where in memory the image lies, and would settle which of equally deep pixels comes
     # first; squared distances are whole numbers

@@ -16,7 +16,7 @@ def drop_visual_prompts(prompts: Prompts, *, probability: float = 0.3, generator
         generator: source of the draws; one draw a mask, whatever the probability.
 
     Raises:
-        ValueError: if the probability is none, or if nothing would be left of a prompt.
+        ValueError: the probability is not in [0, 1], or nothing would be left of a prompt.
     """
     if not 0 <= probability <= 1:
         raise ValueError(f"Probability {probability} of dropping visual prompts is not in [0, 1].")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Literal, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -16,18 +16,18 @@ from phoenix_d2.prompting.mask_prompt import binary_prompt, gaussian_prompt, log
 from phoenix_d2.prompting.points import sample_points, to_sam_coords
 from phoenix_d2.structures import PointLabel, Prompts
 
-MaskCoding = Literal["logit", "gaussian", "binary"]
-Compat = Literal["samrefiner"]
+MaskCoding: TypeAlias = Literal["logit", "gaussian", "binary"]
+Compat: TypeAlias = Literal["samrefiner"]
 
-PointSet = tuple[Tensor, Tensor]
+PointSet: TypeAlias = tuple[Tensor, Tensor]
 """(N, K, 2) coordinates as segment-anything takes them, and their (N, K) labels."""
 
 _NUM_DERIVED_POINTS = 2
 _AMPLITUDE = 30.0
+# model-input pixels, where SAMRefiner has pixels of the image
 _MAX_GROWTH_STEP = 10.0
-"""Model-input pixels, where SAMRefiner has pixels of the image."""
+# SAMRefiner trusts the mask of a box that grew much less than it does by default
 _GROWN_AMPLITUDE = 1.0
-"""SAMRefiner trusts the mask of a box that grew much less than it does by default."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +56,9 @@ class CoarseMaskPrompter:
         box_growth: SAMRefiner's margin, the share of similar pixels above which a side of the box
             moves outwards (`prompting.boxes.grow_boxes`); 0 keeps boxes tight.
         compat: whose choices to reproduce.
+
+    Raises:
+        ValueError: a name is unknown, a value out of range, or nothing is turned on.
     """
 
     points: bool = True
@@ -72,6 +75,8 @@ class CoarseMaskPrompter:
             raise ValueError(f"Unknown compat {self.compat!r}: choose one of {get_args(Compat)} or None.")
         if not (self.points or self.box or self.mask):
             raise ValueError("A prompter without points, box and mask prompt asks for nothing: turn one on.")
+        if not self.mask_scale > 0:
+            raise ValueError(f"mask_scale {self.mask_scale} is the logit of a certain pixel and must be above 0.")
         if not 0 <= self.box_growth < 1:
             raise ValueError(f"box_growth {self.box_growth} is a share of pixels and must be in [0, 1).")
         if self.box_growth > 0 and not self.box:
@@ -95,12 +100,12 @@ class CoarseMaskPrompter:
         Args:
             soft_masks: (N, s, s) float in [0, 1], coverage in the low-resolution frame.
             stride: model-input pixels a low-resolution pixel; 4 in SAM.
-            image_embeddings: (1 or N, C, h, w) float; needed if boxes grow.
-            valid: (1 or N, s, s) bool, pixels that hold image, which bound the growth of boxes and
+            image_embeddings: (N, C, h, w) or (1, C, h, w) float; needed if boxes grow.
+            valid: (N, s, s) or (1, s, s) bool, pixels that hold image, which bound the growth of boxes and
                 tell `compat` where the image ends; all when None.
 
         Raises:
-            ValueError: if boxes grow and there are no image embeddings.
+            ValueError: boxes grow and there are no image embeddings.
         """
         masks = _binarise(soft_masks)
         host_masks = masks.cpu()
@@ -120,7 +125,7 @@ class CoarseMaskPrompter:
         prompts: Prompts,
         *,
         points: Tensor | None = None,
-        labels: Tensor | None = None,
+        point_labels: Tensor | None = None,
         boxes: Tensor | None = None,
     ) -> Prompts:
         """Replace derived prompts by those that a user gives (visual cues, paper A.2).
@@ -130,18 +135,18 @@ class CoarseMaskPrompter:
         Args:
             prompts: what this prompter derived for N masks.
             points: (N, K, 2) float, continuous (x, y) model-input coordinates.
-            labels: (N, K) integer, 1 on the object, 0 off it, -1 for no point; all 1 when None.
+            point_labels: (N, K) integer, 1 on the object, 0 off it, -1 for no point; all 1 when None.
             boxes: (N, 4) float, XYXY, continuous model-input coordinates.
 
         Raises:
-            ValueError: if shapes or labels do not fit, or a box is empty.
+            ValueError: shapes or labels do not fit, or a box is empty.
         """
         split = _NUM_DERIVED_POINTS if self.points else 0
         old_coords, old_labels = prompts.point_coords, prompts.point_labels
         if points is None:
             point_set = old_coords[:, :split], old_labels[:, :split]
         else:
-            coords, labels = _check_user_points(points, labels, num_masks=len(prompts))
+            coords, labels = _check_user_points(points, point_labels, num_masks=len(prompts))
             point_set = to_sam_coords(coords.to(old_coords)), labels.to(old_labels)
         if boxes is None:
             corner_set = old_coords[:, split:], old_labels[:, split:]

@@ -31,6 +31,10 @@ def build_refiner(
         input_size: side of the square model input in pixels; 0 is the encoder's own.
         prompter: turns coarse masks into prompts; Phoenix' defaults when None.
         options: how masks are refined; the defaults of `RefineOptions` when None.
+
+    Raises:
+        ImportError: the encoder needs a package that is not installed.
+        ValueError: there is no encoder of that name, or it does not take that input size.
     """
     spec = get_encoder(encoder)
     input_size = spec.check_input_size(input_size)

@@ -109,7 +109,16 @@ def frozen_hash(refiner: MaskRefiner) -> str:
 
 
 def check_encoder(refiner: MaskRefiner, metadata: dict[str, Any], source: str | Path) -> None:
-    """Raise `ValueError` unless weights described by `metadata` were trained with this refiner's encoder."""
+    """Check that weights were trained with this refiner's encoder.
+
+    Args:
+        refiner: that the weights are meant for.
+        metadata: what the weights say of themselves, see `refiner_metadata`; silence is taken for consent.
+        source: of the weights, for messages.
+
+    Raises:
+        ValueError: they were trained with another encoder, or with other weights of it.
+    """
     if metadata.get("encoder", refiner.encoder_name) != refiner.encoder_name:
         raise ValueError(
             f"{source} was trained with the encoder {metadata['encoder']!r}, this refiner has "
@@ -127,7 +136,8 @@ def load_encoder(refiner: MaskRefiner, path: str | Path) -> None:
     """Load segment-anything's weights: encoder, prompt encoder and decoder, no key missing or left over.
 
     Raises:
-        ValueError: the file is not of this refiner's encoder.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, or not of this refiner's encoder.
     """
     try:
         refiner.load_state_dict(read_weights(path), strict=True)
@@ -141,7 +151,8 @@ def load_trained(refiner: MaskRefiner, path: str | Path) -> None:
     """Load what training changed, after the encoder was checked to be the one that it was trained with.
 
     Raises:
-        ValueError: the file was made for another encoder, or lacks or adds a key.
+        FileNotFoundError: there is no such file.
+        ValueError: the file is damaged, was made for another encoder, or lacks or adds a key.
     """
     weights = read_weights(path)
     check_encoder(refiner, read_metadata(path), path)

@@ -21,7 +21,7 @@ def load_pretrained(name_or_path: str | Path, *, encoder_weights: str | Path | N
 
     Raises:
         FileNotFoundError: there is no such file, nor packaged weights of that name.
-        ValueError: the file is damaged, or was trained with other encoder weights.
+        ValueError: the file is damaged, no trained refiner's, or was trained with other encoder weights.
     """
     path = find_weights(name_or_path)
     metadata = read_metadata(path)

@@ -118,6 +118,8 @@ def test_an_image_without_masks(image_dict):
 def test_unknown_degradation():
     with pytest.raises(ValueError, match=r"'fog'.*mask_head"):
         CoarseMaskMapper(DATASET, ("fog", 0.5))
+    with pytest.raises(ValueError, match=r"1\.5.*0 to 1"):
+        CoarseMaskMapper(DATASET, ("polygon", 1.5))
 
 
 def test_a_broken_image_is_named(image_dict, tmp_path):

@@ -235,6 +235,12 @@ def test_an_image_of_another_size_than_announced(dataset_dict):
         mapper()({**dataset_dict, "width": 121})
 
 
+@pytest.mark.parametrize("settings", [{"masks_per_image": 0}, {"object_crop_context": (0.0, 2.0)}])
+def test_settings_that_make_no_sense_are_refused(settings):
+    with pytest.raises(ValueError, match=next(iter(settings))):
+        mapper(**settings)
+
+
 def test_a_broken_image_is_named(dataset_dict, tmp_path):
     path = tmp_path / "broken.jpg"
     path.write_bytes(b"no picture")

@@ -1,3 +1,5 @@
+"""Coarse masks made of right ones."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""The drawn dataset: exact, repeatable, and of the looks that were asked for."""
+
 from __future__ import annotations
 
 import json
@@ -16,7 +18,7 @@ PLAIN = DrawingStyle(clutter=(0, 0), texture=(0.0, 0.0), blur=(0.1, 0.1), noise=
 
 
 def draw(seed: int, style: DrawingStyle = PLAIN) -> tuple[NDArray[np.uint8], list[NDArray[np.bool_]]]:
-    picture, objects = draw_picture(SIZE, generator=np.random.default_rng(seed), style=style)
+    picture, objects = draw_picture(SIZE, rng=np.random.default_rng(seed), style=style)
     return picture, [drawn.mask for drawn in objects]
 
 
@@ -45,7 +47,7 @@ def test_visible_masks_do_not_overlap() -> None:
 def test_objects_hide_each_other() -> None:
     """A whole disk is convex, so one that is not is partly hidden."""
     crowded = DrawingStyle(objects=(9, 9), diameter=(0.5, 0.7))
-    pictures = [draw_picture(SIZE, generator=np.random.default_rng(seed), style=crowded)[1] for seed in range(8)]
+    pictures = [draw_picture(SIZE, rng=np.random.default_rng(seed), style=crowded)[1] for seed in range(8)]
     solidity = [_solidity(drawn.mask) for objects in pictures for drawn in objects if drawn.category == "disk"]
     assert min(solidity) < 0.9
 
@@ -63,7 +65,7 @@ def test_pictures_show_what_the_masks_say() -> None:
             inside, rim = _grow(mask, -2), _grow(mask, 3) & ~_grow(mask, 2)
             if inside.any():
                 colour = np.median(picture[inside], axis=0)
-                # All but where the tip of another shape covers less than half of a pixel.
+                # all but where the tip of another shape covers less than half of a pixel
                 assert np.mean(np.abs(picture[inside] - colour).max(axis=1) <= 2) > 0.98
                 assert np.median(np.abs(picture[rim] - colour).max(axis=1)) > 10
 
@@ -98,8 +100,8 @@ def test_image_files_hold_the_pictures_in_rgb_order(tmp_path: Path) -> None:
     for image in json.loads(drawn.annotation_file.read_text())["images"]:
         assert (image["height"], image["width"]) == SIZE
         stored = cv2.imread(str(drawn.image_folder / image["file_name"]), cv2.IMREAD_COLOR_RGB)
-        generator = np.random.default_rng([0, image["id"] - 1])
-        picture, _ = draw_picture(SIZE, generator=generator, style=DrawingStyle())
+        rng = np.random.default_rng([0, image["id"] - 1])
+        picture, _ = draw_picture(SIZE, rng=rng, style=DrawingStyle())
         assert stored is not None and np.abs(stored.astype(float) - picture).mean() < 8
 
 

@@ -1,3 +1,5 @@
+"""Image files of any kind as RGB."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

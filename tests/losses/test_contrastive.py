@@ -1,3 +1,5 @@
+"""The terms of CMRL against their formulas."""
+
 from __future__ import annotations
 
 import math

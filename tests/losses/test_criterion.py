@@ -1,3 +1,5 @@
+"""Which losses a decoder pass has, what they weigh, and what is reported beside them."""
+
 from __future__ import annotations
 
 from typing import Any

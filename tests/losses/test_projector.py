@@ -1,3 +1,5 @@
+"""The projector of CMRL."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The six regions, pixel by pixel."""
+
 from __future__ import annotations
 
 import itertools

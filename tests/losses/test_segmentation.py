@@ -1,3 +1,5 @@
+"""Mask losses and the regression of the predicted IoU."""
+
 from __future__ import annotations
 
 import math

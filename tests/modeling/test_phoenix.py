@@ -103,6 +103,16 @@ def test_unknown_dense_prompt(build):
         build("MODEL.PHOENIX.PERTURBATION.DENSE_PROMPT", "both")
 
 
+def test_unknown_arithmetic(build):
+    with pytest.raises(ValueError, match=r"MODEL\.PHOENIX\.AMP_DTYPE is 'half'.*bfloat16, float16"):
+        build("MODEL.PHOENIX.AMP_DTYPE", "half")
+
+
+def test_a_cascade_of_no_depth(build):
+    with pytest.raises(ValueError, match="cascade_depth is 0"):
+        build("MODEL.PHOENIX.CASCADE.MAX_DEPTH", 0)
+
+
 def test_unknown_encoder(build):
     with pytest.raises(ValueError, match="'vit_x'"):
         build("MODEL.PHOENIX.ENCODER.NAME", "vit_x")

@@ -179,3 +179,9 @@ def test_same_seed_same_losses(build, training_batch):
 def test_probabilities_that_are_none(build, probabilities):
     with pytest.raises(ValueError, match="three weights"):
         build("MODEL.PHOENIX.PRETRAIN.PROMPT_PROBS", probabilities)
+
+
+@pytest.mark.parametrize("key", ["ROUNDS", "PROMPTS_PER_MASK"])
+def test_no_passes_or_no_prompts(build, key):
+    with pytest.raises(ValueError, match=key.lower()):
+        build(f"MODEL.PHOENIX.PRETRAIN.{key}", 0)

@@ -1,3 +1,5 @@
+"""Frames and the maps between them."""
+
 from __future__ import annotations
 
 import numpy as np

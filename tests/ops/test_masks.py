@@ -1,3 +1,5 @@
+"""Measures and boxes of masks."""
+
 from __future__ import annotations
 
 import torch

@@ -1,3 +1,5 @@
+"""The attack on decoders whose answers are known."""
+
 from __future__ import annotations
 
 from collections.abc import Callable

@@ -1,3 +1,5 @@
+"""Adversarial criteria."""
+
 from __future__ import annotations
 
 import pytest

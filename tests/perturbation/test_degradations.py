@@ -1,3 +1,5 @@
+"""Degradations at image resolution."""
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,3 +1,5 @@
+"""Guidance masks, and the draw of guides."""
+
 from __future__ import annotations
 
 import torch
@@ -16,7 +18,10 @@ def test_guidance_of_each_guide() -> None:
 
 def test_draws_are_among_the_choices_uniform_and_seeded() -> None:
     choices = [Guide.EXPANSION, Guide.INVERSION]
-    draws = [draw_guides(2000, choices, torch.Generator().manual_seed(3), torch.device("cpu")) for _ in range(2)]
+    draws = [
+        draw_guides(2000, choices, generator=torch.Generator().manual_seed(3), device=torch.device("cpu"))
+        for _ in range(2)
+    ]
     assert torch.equal(*draws)
     assert set(draws[0].tolist()) == set(choices)
     assert abs((draws[0] == Guide.INVERSION).float().mean().item() - 0.5) < 0.05

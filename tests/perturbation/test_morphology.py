@@ -1,3 +1,5 @@
+"""Morphological noise."""
+
 from __future__ import annotations
 
 import cv2

@@ -1,3 +1,5 @@
+"""Which noise a mask gets."""
+
 from __future__ import annotations
 
 from typing import Any

@@ -1,3 +1,5 @@
+"""Masks without an outline."""
+
 from __future__ import annotations
 
 import torch

@@ -165,7 +165,7 @@ def test_user_points_replace_points_and_user_boxes_replace_boxes() -> None:
     points, labels = torch.full((2, 3, 2), 10.5), torch.tensor([[1, 1, 0], [1, -1, -1]])
     boxes = torch.tensor([[8.0, 12, 40, 20], [0, 0, 256, 256]])
 
-    with_points = prompter.with_user_prompts(derived, points=points, labels=labels)
+    with_points = prompter.with_user_prompts(derived, points=points, point_labels=labels)
     assert with_points.point_labels.tolist() == [[1, 1, 0, 2, 3], [1, -1, -1, 2, 3]]
     assert (with_points.point_coords[:, :3] == 10).all()
     assert torch.equal(with_points.point_coords[:, 3:], derived.point_coords[:, 2:])
@@ -195,8 +195,8 @@ def test_user_box_takes_the_padding_point_away_and_user_points_bring_it() -> Non
     [
         ({"points": torch.ones(2, 1, 2)}, "1 masks"),
         ({"points": torch.ones(1, 2)}, "1 masks"),
-        ({"points": torch.ones(1, 1, 2), "labels": torch.ones(1, 2)}, "pad masks"),
-        ({"points": torch.ones(1, 1, 2), "labels": torch.tensor([[2]])}, "give boxes as boxes"),
+        ({"points": torch.ones(1, 1, 2), "point_labels": torch.ones(1, 2)}, "pad masks"),
+        ({"points": torch.ones(1, 1, 2), "point_labels": torch.tensor([[2]])}, "give boxes as boxes"),
         ({"boxes": torch.ones(4)}, "one a mask"),
         ({"boxes": torch.tensor([[5.0, 1, 5, 9]])}, "are empty"),
     ],
@@ -213,6 +213,7 @@ def test_user_prompts_that_do_not_fit_are_refused(given: dict[str, Tensor], mess
         {"mask": "sigmoid"},
         {"compat": "other"},
         {"points": False, "box": False, "mask": None},
+        {"mask_scale": 0.0},
         {"box_growth": 1.5},
         {"box_growth": 0.1, "box": False},
     ],

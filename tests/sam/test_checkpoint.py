@@ -1,3 +1,5 @@
+"""Weights in and out."""
+
 from __future__ import annotations
 
 import pickle

@@ -1,3 +1,5 @@
+"""The decoder against segment-anything's own."""
+
 from __future__ import annotations
 
 from functools import partial

@@ -1,3 +1,5 @@
+"""The image encoders."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The prompt encoder against segment-anything's own."""
+
 from __future__ import annotations
 
 import pytest

@@ -1,3 +1,5 @@
+"""The command lines of tools/degrade_json.py and tools/draw_json.py."""
+
 from __future__ import annotations
 
 import json
@@ -35,7 +37,21 @@ def test_degrade_and_draw(tmp_path: Path) -> None:
     assert picture.shape[0] == 256 + 22 and picture.std() > 5
     assert cv2.imread(str(pictures / "overview.png")).shape[0] >= picture.shape[0]
 
+    # files of one name in different folders are different files
+    twin = tmp_path / "other" / coarse.name
+    twin.parent.mkdir()
+    twin.write_text(json.dumps(records))
+    assert run("draw_json.py", *arguments, "--results", coarse, twin).returncode == 0
+    assert cv2.imread(str(singles[0])).shape[1] > picture.shape[1]
+
     shorter = tmp_path / "shorter.json"
     shorter.write_text(json.dumps(records[1:]))
     refused = run("draw_json.py", *arguments, "--results", coarse, shorter)
     assert refused.returncode == 1 and "differ in length" in refused.stderr
+
+    shorter.write_text("[]")
+    refused = run("draw_json.py", *arguments, "--results", shorter)
+    assert refused.returncode == 1 and "nothing to draw" in refused.stderr
+
+    refused = run("degrade_json.py", "--annotations", annotations, "--output", coarse, "--kind", "fog")
+    assert refused.returncode == 1 and refused.stderr.startswith("error: Unknown degradation 'fog'")

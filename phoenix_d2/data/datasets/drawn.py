@@ -11,19 +11,20 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import cv2
 import numpy as np
-from numpy.random import Generator
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
-Array = NDArray[np.float32]
-Mask = NDArray[np.bool_]
+from phoenix_d2.data.mask_json import encode_mask
 
-STAMP_NAME = "drawn.json"
-_DRAWING_VERSION = 1  # raised whenever the same parameters would draw other pictures
+Array: TypeAlias = NDArray[np.float32]
+Mask: TypeAlias = NDArray[np.bool_]
+
+_STAMP_NAME = "drawn.json"
+# raised whenever the same parameters would draw other pictures
+_DRAWING_VERSION = 1
 _SUPERSAMPLING = 4
 _MIN_VISIBLE_SHARE = 0.35
 _TRIES_PER_OBJECT = 5
@@ -34,13 +35,13 @@ class DrawingStyle:
     """How crowded, how clear and how clean the pictures are. Ranges are (least, most), both included.
 
     Attributes:
-        objects: Objects in a picture; a few less where no more find room.
-        clutter: Translucent shapes behind the objects that belong to no object.
-        diameter: Of an object, as a share of the picture's shorter side; small ones are as likely as large ones.
-        texture: Strength of the patterns within objects and background, in grey levels of 255.
-        blur: Standard deviation of the blur over the whole picture, in pixels.
-        noise: Standard deviation of the noise of each pixel, in grey levels.
-        min_visible_area: Least visible area of an object, in pixels.
+        objects: objects in a picture; a few less where no more find room.
+        clutter: translucent shapes behind the objects that belong to no object.
+        diameter: of an object, as a share of the picture's shorter side; small ones are as likely as large ones.
+        texture: strength of the patterns within objects and background, in grey levels of 255.
+        blur: standard deviation of the blur over the whole picture, in pixels.
+        noise: standard deviation of the noise of each pixel, in grey levels.
+        min_visible_area: least visible area of an object, in pixels.
     """
 
     objects: tuple[int, int] = (4, 9)
@@ -80,24 +81,24 @@ def draw_dataset(
     and i alone, so that a longer drawing begins with the pictures of a shorter one.
 
     Args:
-        folder: Gets `images/*.jpg`, `instances.json` and the stamp `drawn.json`.
-        num_images: How many pictures.
+        folder: gets `images/*.jpg`, `instances.json` and the stamp `drawn.json`.
+        num_images: how many pictures.
         image_size: (height, width) in pixels.
-        seed: Of all randomness.
-        style: The looks; the default style when None.
+        seed: of all randomness.
+        style: the looks; the default style when None.
 
     Returns:
         The paths of the images and of the annotations.
 
     Raises:
-        ValueError: On a size or count that cannot be drawn, or when the folder holds files that no drawing left there.
+        ValueError: a size or count cannot be drawn, or the folder holds files that no drawing left there.
     """
     if num_images < 1:
-        raise ValueError(f"num_images is {num_images}, expected at least 1")
+        raise ValueError(f"num_images is {num_images}: expected at least 1.")
     if min(image_size) < 32:
-        raise ValueError(f"image_size is {image_size}, expected a height and a width of at least 32 pixels")
+        raise ValueError(f"image_size is {image_size}: expected a height and a width of at least 32 pixels.")
     if seed < 0:
-        raise ValueError(f"seed is {seed}, expected 0 or more")
+        raise ValueError(f"seed is {seed}: expected 0 or more.")
     folder, style = Path(folder), style or DrawingStyle()
     parameters = {
         "version": _DRAWING_VERSION,
@@ -112,7 +113,7 @@ def draw_dataset(
         with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{folder.name}-") as scratch:
             drawing = Path(scratch, "drawing")
             _write_drawing(drawing, num_images, image_size, seed, style)
-            (drawing / STAMP_NAME).write_text(stamp)
+            (drawing / _STAMP_NAME).write_text(stamp)
             if folder.exists():
                 folder.rename(Path(scratch, "previous"))
             drawing.rename(folder)
@@ -120,54 +121,54 @@ def draw_dataset(
 
 
 def draw_picture(
-    image_size: tuple[int, int], *, generator: Generator, style: DrawingStyle
+    image_size: tuple[int, int], *, rng: np.random.Generator, style: DrawingStyle
 ) -> tuple[NDArray[np.uint8], list[DrawnObject]]:
     """Draw one picture.
 
     Args:
         image_size: (height, width) in pixels.
-        generator: The source of all randomness.
-        style: The looks.
+        rng: the source of all randomness.
+        style: the looks.
 
     Returns:
         The picture, (H, W, 3) uint8, and its objects from back to front; their masks do not overlap.
     """
-    palette = [_colour(generator, away_from=[])]
-    canvas = _fill(image_size, palette[0], generator, style)
-    for _ in range(generator.integers(*style.clutter, endpoint=True)):
-        shape = _rasterise(_draw_category(generator).outline(generator), image_size, generator, (0.05, 0.4))
-        opacity = generator.uniform(0.15, 0.5)
-        _paint(canvas, shape, _fill(shape.size, _colour(generator, away_from=[]), generator, style), opacity)
+    palette = [_colour(rng, away_from=[])]
+    canvas = _fill(image_size, palette[0], rng, style)
+    for _ in range(rng.integers(*style.clutter, endpoint=True)):
+        shape = _rasterise(_draw_category(rng).outline(rng), image_size, rng, (0.05, 0.4))
+        opacity = rng.uniform(0.15, 0.5)
+        _paint(canvas, shape, _fill(shape.size, _colour(rng, away_from=[]), rng, style), opacity)
 
     owner = np.zeros(image_size, np.uint8)
     names: list[str] = []
     areas = [0]
-    wanted = int(generator.integers(*style.objects, endpoint=True))
+    wanted = int(rng.integers(*style.objects, endpoint=True))
     for _ in range(_TRIES_PER_OBJECT * wanted):
         if len(names) == wanted:
             break
-        category = _draw_category(generator)
-        shape = _rasterise(category.outline(generator), image_size, generator, style.diameter)
+        category = _draw_category(rng)
+        shape = _rasterise(category.outline(rng), image_size, rng, style.diameter)
         if not _finds_room(shape, owner, areas, style.min_visible_area):
             continue
         names.append(category.name)
         areas.append(int(shape.mask.sum()))
         owner[shape.window][shape.mask] = len(names)
-        palette.append(_colour(generator, away_from=palette))
-        _paint(canvas, shape, _fill(shape.size, palette[-1], generator, style), 1.0)
+        palette.append(_colour(rng, away_from=palette))
+        _paint(canvas, shape, _fill(shape.size, palette[-1], rng, style), 1.0)
 
-    blurred = cv2.GaussianBlur(canvas, (0, 0), generator.uniform(*style.blur))
-    noise = generator.uniform(*style.noise) * generator.standard_normal(canvas.shape, np.float32)
+    blurred = cv2.GaussianBlur(canvas, (0, 0), rng.uniform(*style.blur))
+    noise = rng.uniform(*style.noise) * rng.standard_normal(canvas.shape, np.float32)
     picture = np.clip(np.rint(blurred + noise), 0, 255).astype(np.uint8)
     return picture, [DrawnObject(name, owner == index) for index, name in enumerate(names, start=1)]
 
 
 def _holds_drawing(folder: Path, stamp: str) -> bool:
     """Whether the folder holds the drawing of this stamp; an error if it holds what is not ours to replace."""
-    if (folder / STAMP_NAME).is_file():
-        return (folder / STAMP_NAME).read_text() == stamp
+    if (folder / _STAMP_NAME).is_file():
+        return (folder / _STAMP_NAME).read_text() == stamp
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"{folder} holds files but no {STAMP_NAME}: give an empty or a new folder to draw into")
+        raise ValueError(f"{folder} holds files but no {_STAMP_NAME}: give an empty or a new folder to draw into.")
     return False
 
 
@@ -175,7 +176,7 @@ def _write_drawing(folder: Path, num_images: int, image_size: tuple[int, int], s
     (folder / "images").mkdir(parents=True)
     objects: list[list[DrawnObject]] = []
     for index in range(num_images):
-        picture, drawn = draw_picture(image_size, generator=np.random.default_rng([seed, index]), style=style)
+        picture, drawn = draw_picture(image_size, rng=np.random.default_rng([seed, index]), style=style)
         path = folder / "images" / _file_name(index)
         if not cv2.imwrite(str(path), picture[..., ::-1], [cv2.IMWRITE_JPEG_QUALITY, 95]):
             raise OSError(f"could not write {path}")
@@ -201,7 +202,7 @@ def _annotations(objects: list[list[DrawnObject]], image_size: tuple[int, int]) 
                 "file_name": _file_name(index),
                 "height": image_size[0],
                 "width": image_size[1],
-                # Everything drawn is annotated, so every other category is known to be absent.
+                # everything drawn is annotated, so every other category is known to be absent
                 "neg_category_ids": sorted(set(ids.values()) - present),
                 "not_exhaustive_category_ids": [],
             }
@@ -225,11 +226,10 @@ def _annotations(objects: list[list[DrawnObject]], image_size: tuple[int, int]) 
 
 def _describe(mask: Mask) -> dict[str, Any]:
     """RLE, area and XYWH box of a mask that is not empty."""
-    encoded = coco_mask.encode(np.asfortranarray(mask, np.uint8))
-    (rows, columns) = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     x, y = int(columns[0]), int(rows[0])
     return {
-        "segmentation": {"size": list(mask.shape), "counts": encoded["counts"].decode("ascii")},
+        "segmentation": encode_mask(mask),
         "area": int(mask.sum()),
         "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
     }
@@ -240,7 +240,7 @@ class _Outline(NamedTuple):
 
     Attributes:
         contours: (K, 2) points (x, y) each; an inner contour is a hole.
-        stroke: Width of the line along the (then open) contours; 0 when the contours are closed and filled.
+        stroke: width of the line along the (then open) contours; 0 when the contours are closed and filled.
     """
 
     contours: tuple[Array, ...]
@@ -270,58 +270,56 @@ def _turn(num_points: int) -> NDArray[np.float64]:
     return np.linspace(0.0, 2 * np.pi, num_points, endpoint=False)
 
 
-def _disk(generator: Generator) -> _Outline:
-    return _Outline((_polar(_turn(64), 1.0) * _aspect(generator),))
+def _disk(rng: np.random.Generator) -> _Outline:
+    return _Outline((_polar(_turn(64), 1.0) * _aspect(rng),))
 
 
-def _ring(generator: Generator) -> _Outline:
-    aspect = _aspect(generator)
-    hole = generator.uniform(0.45, 0.75) * _polar(_turn(64), 1.0) + generator.uniform(-0.1, 0.1, 2)
+def _ring(rng: np.random.Generator) -> _Outline:
+    aspect = _aspect(rng)
+    hole = rng.uniform(0.45, 0.75) * _polar(_turn(64), 1.0) + rng.uniform(-0.1, 0.1, 2)
     return _Outline((_polar(_turn(64), 1.0) * aspect, hole.astype(np.float32) * aspect))
 
 
-def _aspect(generator: Generator) -> Array:
-    return np.array([1.0, generator.uniform(0.55, 1.0)], np.float32)
+def _aspect(rng: np.random.Generator) -> Array:
+    return np.array([1.0, rng.uniform(0.55, 1.0)], np.float32)
 
 
-def _star(generator: Generator) -> _Outline:
-    num_tips = int(generator.integers(4, 9))
-    radii = np.where(
-        np.arange(2 * num_tips) % 2, generator.uniform(0.3, 0.6), generator.uniform(0.8, 1.0, 2 * num_tips)
-    )
+def _star(rng: np.random.Generator) -> _Outline:
+    num_tips = int(rng.integers(4, 9))
+    radii = np.where(np.arange(2 * num_tips) % 2, rng.uniform(0.3, 0.6), rng.uniform(0.8, 1.0, 2 * num_tips))
     return _Outline((_polar(_turn(2 * num_tips), radii),))
 
 
-def _polygon(generator: Generator) -> _Outline:
-    num_corners = int(generator.integers(3, 8))
-    angles = _turn(num_corners) + generator.uniform(-0.35, 0.35, num_corners) * 2 * np.pi / num_corners
-    return _Outline((_polar(angles, generator.uniform(0.6, 1.0, num_corners)),))
+def _polygon(rng: np.random.Generator) -> _Outline:
+    num_corners = int(rng.integers(3, 8))
+    angles = _turn(num_corners) + rng.uniform(-0.35, 0.35, num_corners) * 2 * np.pi / num_corners
+    return _Outline((_polar(angles, rng.uniform(0.6, 1.0, num_corners)),))
 
 
-def _blob(generator: Generator) -> _Outline:
+def _blob(rng: np.random.Generator) -> _Outline:
     angles, waves = _turn(96), np.arange(2, 8)
-    phases, strengths = generator.uniform(0, 2 * np.pi, waves.size), generator.normal(0, 0.28, waves.size) / waves**0.7
+    phases, strengths = rng.uniform(0, 2 * np.pi, waves.size), rng.normal(0, 0.28, waves.size) / waves**0.7
     radii = 1 + (strengths * np.cos(np.outer(angles, waves) + phases)).sum(axis=1)
     return _Outline((_polar(angles, np.clip(radii, 0.2, None) / radii.max()),))
 
 
-def _stroke(generator: Generator) -> _Outline:
+def _stroke(rng: np.random.Generator) -> _Outline:
     way = np.linspace(0, 1, 48)
-    heading = generator.uniform(0.5, 2.5) * np.sin(2 * np.pi * generator.uniform(0.4, 1.2) * way)
+    heading = rng.uniform(0.5, 2.5) * np.sin(2 * np.pi * rng.uniform(0.4, 1.2) * way)
     steps = _polar(heading, 1.0)
     curve = np.cumsum(steps, axis=0)
     curve -= (curve.max(axis=0) + curve.min(axis=0)) / 2
-    return _Outline((curve / np.linalg.norm(curve, axis=1).max(),), stroke=generator.uniform(0.12, 0.3))
+    return _Outline((curve / np.linalg.norm(curve, axis=1).max(),), stroke=rng.uniform(0.12, 0.3))
 
 
 class _Category(NamedTuple):
     name: str
     frequency: str
     weight: float
-    outline: Callable[[Generator], _Outline]
+    outline: Callable[[np.random.Generator], _Outline]
 
 
-# LVIS' frequency groups (frequent, common, rare) by how often the category is drawn.
+# LVIS' frequency groups (frequent, common, rare) by how often the category is drawn
 _CATEGORIES = (
     _Category("blob", "f", 0.28, _blob),
     _Category("disk", "f", 0.2, _disk),
@@ -332,22 +330,22 @@ _CATEGORIES = (
 )
 
 
-def _draw_category(generator: Generator) -> _Category:
-    return _CATEGORIES[generator.choice(len(_CATEGORIES), p=[category.weight for category in _CATEGORIES])]
+def _draw_category(rng: np.random.Generator) -> _Category:
+    return _CATEGORIES[rng.choice(len(_CATEGORIES), p=[category.weight for category in _CATEGORIES])]
 
 
 def _rasterise(
-    outline: _Outline, image_size: tuple[int, int], generator: Generator, diameter: tuple[float, float]
+    outline: _Outline, image_size: tuple[int, int], rng: np.random.Generator, diameter: tuple[float, float]
 ) -> _Shape:
     """Turn, scale and move an outline at random, and measure how much of each pixel it covers.
 
     The centre lies in the picture; the rest may reach beyond its border. `diameter` is the range of sizes as shares
     of the picture's shorter side.
     """
-    radius = np.exp(generator.uniform(*np.log(diameter))) * min(image_size) / 2
-    angle = generator.uniform(0, 2 * np.pi)
+    radius = np.exp(rng.uniform(*np.log(diameter))) * min(image_size) / 2
+    angle = rng.uniform(0, 2 * np.pi)
     rotation = np.array([[np.cos(angle), np.sin(angle)], [-np.sin(angle), np.cos(angle)]])
-    centre = generator.uniform(0, image_size[::-1])
+    centre = rng.uniform(0, image_size[::-1])
     contours = [radius * contour @ rotation + centre for contour in outline.contours]
     stroke = radius * outline.stroke
 
@@ -379,50 +377,50 @@ def _paint(canvas: Array, shape: _Shape, fill: Array, opacity: float) -> None:
     canvas[shape.window] += opacity * shape.coverage[..., None] * (fill - canvas[shape.window])
 
 
-def _colour(generator: Generator, away_from: list[Array]) -> Array:
+def _colour(rng: np.random.Generator, away_from: list[Array]) -> Array:
     """A colour, (3,) in grey levels; of a few drawn ones the one that differs most from those already there."""
-    greys, hues = generator.uniform(30, 225, (6, 1)), generator.uniform(0, 255, (6, 3))
-    candidates = (greys + generator.uniform(0.2, 0.8, (6, 1)) * (hues - greys)).astype(np.float32)
+    greys, hues = rng.uniform(30, 225, (6, 1)), rng.uniform(0, 255, (6, 3))
+    candidates = (greys + rng.uniform(0.2, 0.8, (6, 1)) * (hues - greys)).astype(np.float32)
     if not away_from:
         return candidates[0]
     distances = np.linalg.norm(candidates[:, None] - np.stack(away_from), axis=2)
     return candidates[distances.min(axis=1).argmax()]
 
 
-def _fill(size: tuple[int, int], colour: Array, generator: Generator, style: DrawingStyle) -> Array:
+def _fill(size: tuple[int, int], colour: Array, rng: np.random.Generator, style: DrawingStyle) -> Array:
     """A patterned patch, (h, w, 3) in grey levels, that varies about a colour."""
-    pattern = _PATTERNS[generator.integers(len(_PATTERNS))](size, generator)
-    variation = generator.standard_normal(3, np.float32)
-    variation *= generator.uniform(*style.texture) / np.linalg.norm(variation)
+    pattern = _PATTERNS[rng.integers(len(_PATTERNS))](size, rng)
+    variation = rng.standard_normal(3, np.float32)
+    variation *= rng.uniform(*style.texture) / np.linalg.norm(variation)
     return colour + (pattern - 0.5)[..., None] * (2 * variation)
 
 
-def _slope(size: tuple[int, int], generator: Generator) -> Array:
+def _slope(size: tuple[int, int], rng: np.random.Generator) -> Array:
     """Each pixel's distance along a random direction, in pixels."""
-    angle = generator.uniform(0, 2 * np.pi)
+    angle = rng.uniform(0, 2 * np.pi)
     rows, columns = np.arange(size[0], dtype=np.float32)[:, None], np.arange(size[1], dtype=np.float32)
     return np.float32(np.cos(angle)) * columns + np.float32(np.sin(angle)) * rows
 
 
-def _gradient(size: tuple[int, int], generator: Generator) -> Array:
-    slope = _slope(size, generator)
+def _gradient(size: tuple[int, int], rng: np.random.Generator) -> Array:
+    slope = _slope(size, rng)
     slope -= slope.min()
     return slope / max(float(slope.max()), 1.0)
 
 
-def _stripes(size: tuple[int, int], generator: Generator) -> Array:
-    period, phase = generator.uniform(5, 24), generator.uniform(0, 2 * np.pi)
-    return 0.5 + 0.5 * np.sin(_slope(size, generator) * np.float32(2 * np.pi / period) + np.float32(phase))
+def _stripes(size: tuple[int, int], rng: np.random.Generator) -> Array:
+    period, phase = rng.uniform(5, 24), rng.uniform(0, 2 * np.pi)
+    return 0.5 + 0.5 * np.sin(_slope(size, rng) * np.float32(2 * np.pi / period) + np.float32(phase))
 
 
-def _checks(size: tuple[int, int], generator: Generator) -> Array:
-    return np.abs(_stripes(size, generator) - _stripes(size, generator))
+def _checks(size: tuple[int, int], rng: np.random.Generator) -> Array:
+    return np.abs(_stripes(size, rng) - _stripes(size, rng))
 
 
-def _clouds(size: tuple[int, int], generator: Generator) -> Array:
-    grain = generator.uniform(4, 40)
+def _clouds(size: tuple[int, int], rng: np.random.Generator) -> Array:
+    grain = rng.uniform(4, 40)
     cells = tuple(max(2, round(side / grain)) for side in size)
-    coarse = generator.random(cells, np.float32)
+    coarse = rng.random(cells, np.float32)
     return np.clip(cv2.resize(coarse, size[::-1], interpolation=cv2.INTER_CUBIC), 0, 1)
 
 

@@ -39,7 +39,11 @@ class EncoderSpec:
     frozen: tuple[str, ...] = ("",)
 
     def check_input_size(self, input_size: int) -> int:
-        """Return `input_size`, or this encoder's own for 0; `ValueError` if it cannot be."""
+        """The side `input_size` itself, or this encoder's own for 0.
+
+        Raises:
+            ValueError: the encoder does not take images of this side.
+        """
         if input_size in (0, self.input_size):
             return self.input_size
         if self.input_multiple is None or input_size < 0 or input_size % self.input_multiple:
@@ -67,7 +71,11 @@ ENCODERS: dict[str, EncoderSpec] = {
 
 
 def get_encoder(name: str) -> EncoderSpec:
-    """Look an encoder up by name; `ValueError` lists the known ones."""
+    """The entry of an encoder.
+
+    Raises:
+        ValueError: there is none of that name; the message lists the known ones.
+    """
     if name not in ENCODERS:
         raise ValueError(f"Unknown image encoder {name!r}: expected one of {', '.join(sorted(ENCODERS))}.")
     return ENCODERS[name]

@@ -73,6 +73,9 @@ class ContextBlock(nn.Module):
     """Mixes each pixel with its 7 x 7 neighbourhood, as ConvNeXt's block does (Liu et al. 2022), expansion 2.
 
     The decoder has no convolution that looks beside a pixel: what depends on neighbours must be in the embedding.
+
+    Args:
+        channels: of the maps, in and out.
     """
 
     def __init__(self, channels: int) -> None:
@@ -126,7 +129,12 @@ class FoldingNeck(nn.Module):
 
 
 class TinyEncoder(nn.Module):
-    """Frozen EfficientNet-Lite0 and a trainable `FoldingNeck`: (B, 3, S, S) -> (B, 256, S / 16, S / 16)."""
+    """Frozen EfficientNet-Lite0 and a trainable `FoldingNeck`.
+
+    Args:
+        backbone: gives the maps.
+        neck: folds them to one embedding.
+    """
 
     def __init__(self, backbone: FrozenEfficientNetLite0, neck: FoldingNeck) -> None:
         super().__init__()
@@ -134,7 +142,7 @@ class TinyEncoder(nn.Module):
         self.neck = neck
 
     def forward(self, images: Tensor) -> Tensor:
-        """S must be a multiple of 32."""
+        """(B, 3, S, S) -> (B, 256, S / 16, S / 16); S must be a multiple of 32."""
         embeddings: Tensor = self.neck(self.backbone(images))
         return embeddings
 
