@@ -97,6 +97,8 @@ def _phoenix_node() -> CN:
     node.PROMPT.MASK_SCALE = 10.0
     # context-aware growth of boxes, share of similar pixels; 0 is off, as in SAMRefiner's released code
     node.PROMPT.BOX_GROWTH = 0.0
+    # "samrefiner" reproduces SAMRefiner's own choices, for its training-free baseline; None is ours
+    node.PROMPT.COMPAT = None
     # probability that a sample's points and box are left out in training (paper B.2)
     node.PROMPT.DROP_PROB = 0.3
 

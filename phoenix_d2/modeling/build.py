@@ -31,6 +31,7 @@ def build_refiner(cfg: CfgNode) -> MaskRefiner:
         mask=node.PROMPT.MASK,
         mask_scale=node.PROMPT.MASK_SCALE,
         box_growth=node.PROMPT.BOX_GROWTH,
+        compat=node.PROMPT.COMPAT,
     )
     refiner = build_sam_refiner(
         node.ENCODER.NAME, input_size=node.ENCODER.INPUT_SIZE, prompter=prompter, options=refine_options(cfg)
