@@ -30,6 +30,8 @@ def draw_masks(image: Image, masks: NDArray[np.bool_], *, alpha: float = 0.4, co
         rgb = np.array(_COLORS[(i if color is None else color) % len(_COLORS)], dtype=np.float32)
         canvas[mask] = ((1 - alpha) * canvas[mask] + alpha * rgb).astype(np.uint8)
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+        # on a dark rim the outline shows on every background
+        cv2.drawContours(canvas, contours, -1, (0, 0, 0), 3, cv2.LINE_AA)
         cv2.drawContours(canvas, contours, -1, rgb.tolist(), 1, cv2.LINE_AA)
     return canvas
 
@@ -55,7 +57,7 @@ def side_by_side(images: Sequence[Image], titles: Sequence[str], *, height: int 
 
 
 def compare_masks(
-    image: Image, masks: Mapping[str, NDArray[np.bool_]], *, margin: float = 0.25, height: int = 256
+    image: Image, masks: Mapping[str, NDArray[np.bool_]], *, margin: float = 0.25, side: int = 256
 ) -> Image:
     """Different masks of one object side by side, cut to the object and enlarged.
 
@@ -63,12 +65,13 @@ def compare_masks(
         image: (H, W, 3) RGB.
         masks: by title, each (H, W) bool.
         margin: shown around the masks, in units of their common box.
-        height: of the pictures in pixels.
+        side: the longer one of each picture in pixels.
     """
     rows, columns = (np.any(list(masks.values()), axis=0).any(axis=axis) for axis in (1, 0))
     window = tuple(_span(occupied, margin) for occupied in (rows, columns))
     crop = np.ascontiguousarray(image[window])
-    width = max(round(crop.shape[1] * height / crop.shape[0]), 1)
+    scale = side / max(crop.shape[:2])
+    height, width = (max(round(length * scale), 1) for length in crop.shape[:2])
     crop = np.asarray(cv2.resize(crop, (width, height), interpolation=cv2.INTER_CUBIC), np.uint8)
     pictures = [crop]
     for mask in masks.values():
