@@ -32,7 +32,7 @@ def draw_masks(image: Image, masks: NDArray[np.bool_], *, alpha: float = 0.4, co
         contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
         # on a dark rim the outline shows on every background
         cv2.drawContours(canvas, contours, -1, (0, 0, 0), 3, cv2.LINE_AA)
-        cv2.drawContours(canvas, contours, -1, rgb.tolist(), 1, cv2.LINE_AA)
+        cv2.drawContours(canvas, contours, -1, rgb.tolist(), 1)
     return canvas
 
 
