@@ -7,13 +7,15 @@ weights that it was trained with. Without those weights the rest is noise, so th
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from phoenix_d2.refiner import MaskRefiner
@@ -169,6 +171,9 @@ def load_trained(refiner: MaskRefiner, path: str | Path) -> None:
 
 
 def save_refiner(refiner: MaskRefiner, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write what training changed and `refiner_metadata` as one `.safetensors` file."""
+    """Write what training changed and `refiner_metadata` as one `.safetensors` file, whole or not at all."""
     weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in trained_state_dict(refiner).items()}
-    save_file(weights, path, metadata={METADATA_KEY: json.dumps(refiner_metadata(refiner))})
+    content = serialize(weights, metadata={METADATA_KEY: json.dumps(refiner_metadata(refiner))})
+    partial = Path(path).with_suffix(".partial")
+    partial.write_bytes(content)
+    os.replace(partial, path)
