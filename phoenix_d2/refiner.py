@@ -273,7 +273,9 @@ class MaskRefiner(nn.Module):
         """Status of each mask, and by index the frames of those that are to be refined."""
         whole = self.frame((masks.shape[1], masks.shape[2]))
         boxes = masks_to_boxes(masks)
-        low_res_area = masks.flatten(1).sum(1) * (self.low_res_size / max(whole.window_size)) ** 2
+        # one by one: summing bool masks at once would first spread each pixel over eight bytes
+        areas = torch.stack([mask.count_nonzero() for mask in masks]) if len(masks) else masks.new_zeros(0)
+        low_res_area = areas * (self.low_res_size / max(whole.window_size)) ** 2
         small = low_res_area < _MIN_LOW_RES_AREA
         status = torch.full((len(masks),), int(RefinementStatus.REFINED), device=masks.device)
         if not options.zoom_small:
