@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class TargetBatch:
         return self.image_embeddings[self.image_index]
 
 
-class RefinerArchitecture(nn.Module):
+class RefinerArchitecture(nn.Module, ABC):
     """A `MaskRefiner` in Detectron2's training loop.
 
     In training, `forward` takes what `RefinementDatasetMapper` makes and returns losses; in evaluation
@@ -127,9 +128,9 @@ class RefinerArchitecture(nn.Module):
             return self.losses(batched_inputs)
         return [self._refine(inputs) for inputs in batched_inputs]
 
+    @abstractmethod
     def losses(self, batched_inputs: list[dict[str, Any]]) -> dict[str, Tensor]:
         """The losses of a batch; diagnostics go to the event storage."""
-        raise NotImplementedError
 
     def generator(self) -> torch.Generator:
         """The source of all random numbers of this iteration and process: a resumed run draws the same."""
