@@ -15,6 +15,7 @@ from typing import Literal, TypeAlias
 import numpy as np
 import pycocotools.mask as mask_util
 from faster_coco_eval import COCO, COCOeval_faster
+from numpy.typing import NDArray
 from tabulate import tabulate
 
 from phoenix_d2.data.mask_json import Record, decode_segmentation, image_sizes, segmentation_to_rle
@@ -101,7 +102,7 @@ class PairedIoU:
 
 
 def paired_iou(annotations: Record, results: Iterable[Record], *, dilation_ratio: float = 0.02) -> PairedIoU | None:
-    """Mean IoU and Boundary IoU over the results that carry `gt_id`, two masks in memory at a time.
+    """Mean IoU and Boundary IoU over the results that carry `gt_id`.
 
     Args:
         annotations: a COCO or LVIS annotation file's content.
@@ -110,6 +111,26 @@ def paired_iou(annotations: Record, results: Iterable[Record], *, dilation_ratio
 
     Returns:
         The means, or None if no result carries `gt_id`.
+    """
+    overlaps = paired_overlaps(annotations, results, dilation_ratios=(dilation_ratio,))
+    if not len(overlaps):
+        return None
+    mean_iou, mean_boundary_iou = np.mean(overlaps, axis=0)
+    return PairedIoU(_percent(mean_iou), _percent(mean_boundary_iou), len(overlaps))
+
+
+def paired_overlaps(
+    annotations: Record, results: Iterable[Record], *, dilation_ratios: Sequence[float] = (0.02,)
+) -> NDArray[np.float64]:
+    """IoU and Boundary IoU of every result that carries `gt_id`, in their order, two masks in memory at a time.
+
+    Args:
+        annotations: a COCO or LVIS annotation file's content.
+        results: a COCO results file's content; `gt_id` is the id of an annotation of the same image.
+        dilation_ratios: boundary band widths as shares of the image diagonal.
+
+    Returns:
+        (N, 1 + R) in [0, 1]: IoU, then the Boundary IoU of each of R band widths.
     """
     sizes = image_sizes(annotations)
     targets = {annotation["id"]: annotation for annotation in annotations["annotations"]}
@@ -122,11 +143,9 @@ def paired_iou(annotations: Record, results: Iterable[Record], *, dilation_ratio
         target = decode_segmentation(targets[result["gt_id"]]["segmentation"], *size)
         union = np.count_nonzero(mask | target)
         iou = np.count_nonzero(mask & target) / union if union else 1.0
-        overlaps.append((iou, boundary_iou(mask, target, dilation_ratio=dilation_ratio)))
-    if not overlaps:
-        return None
-    mean_iou, mean_boundary_iou = np.mean(overlaps, axis=0)
-    return PairedIoU(_percent(mean_iou), _percent(mean_boundary_iou), len(overlaps))
+        bands = [boundary_iou(mask, target, dilation_ratio=ratio) for ratio in dilation_ratios]
+        overlaps.append([iou, *bands])
+    return np.array(overlaps, dtype=np.float64).reshape(-1, 1 + len(dilation_ratios))
 
 
 def saturated_share(annotations: Record, *, dilation_ratio: float = 0.02) -> float:
