@@ -1,8 +1,10 @@
 #!/usr/bin/env python
 """Make coarse masks of an annotation file's, to measure a refiner with.
 
-python tools/degrade_json.py --annotations gt.json --output coarse.json --kind mask_head --strength 0.5
-python tools/evaluate_json.py --annotations gt.json --results coarse.json refined.json
+    python tools/degrade_json.py --annotations gt.json --output coarse.json --kind mask_head --strength 0.5
+    python tools/degrade_json.py --annotations gt.json --output coarse.json --kind adversarial \\
+        --weights other.pth --images val2017
+    python tools/evaluate_json.py --annotations gt.json --results coarse.json refined.json
 """
 
 from __future__ import annotations
@@ -10,11 +12,14 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
 _KINDS = """Kinds, from strength 0 to 1:
   mask_head      squeezed through the grid of a detector's mask head, 56 x 56 to 7 x 7 (28 x 28 at 1/3)
   polygon        contours as polygons of few vertices, tolerance 0.2 % to 2 % of the perimeter
-  morphological  rough contours, blobs, dilated and eroded patches, down to an IoU of 0.9 to 0.5"""
+  morphological  rough contours, blobs, dilated and eroded patches, down to an IoU of 0.9 to 0.5
+  adversarial    what a decoder says under attack, down to an IoU of 0.9 to 0.5; wants --weights and --images.
+                 Take another decoder than that of the refiner to measure, which knows its own mistakes"""
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,7 +34,17 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--kind", default="mask_head", help="see below (default: mask_head)")
     parser.add_argument("--strength", type=float, default=0.5, help="from 0 to 1 (default: 0.5)")
     parser.add_argument("--seed", type=int, default=0)
-    return parser.parse_args(argv)
+    attack = parser.add_argument_group("adversarial")
+    attack.add_argument("--weights", metavar="FILE", help="of the refiner whose decoder is attacked, or their name")
+    attack.add_argument("--images", type=Path, metavar="DIR", help="folder of the images")
+    attack.add_argument(
+        "--config", default="phoenix_tiny.yaml", metavar="FILE",
+        help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
+    )  # fmt: skip
+    args = parser.parse_args(argv)
+    if args.kind == "adversarial" and None in (args.weights, args.images):
+        parser.error("--kind adversarial attacks a decoder on the images: pass --weights and --images.")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -40,12 +55,40 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.mask_json import load_annotations, write_json_atomically
 
     try:
-        annotations = load_annotations(args.annotations)
-        results = degrade_annotations(annotations, kind=args.kind, strength=args.strength, seed=args.seed)
+        if args.kind == "adversarial":
+            results = attack_annotations(args)
+        else:
+            annotations = load_annotations(args.annotations)
+            results = degrade_annotations(annotations, kind=args.kind, strength=args.strength, seed=args.seed)
         write_json_atomically(args.output, results)
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(f"Wrote {len(results)} masks to {args.output}.")
+
+
+def attack_annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Degrade by attack, and print what became of the attacks."""
+    from tqdm import tqdm
+
+    from phoenix_d2.config import load_config
+    from phoenix_d2.modeling.build import build_noise_sampler
+    from phoenix_d2.offline.job import plan_job
+    from phoenix_d2.offline.perturb import perturb_tasks
+    from phoenix_d2.sam.pretrained import load_pretrained
+    from phoenix_d2.structures import PerturbationOutcome
+
+    cfg = load_config(args.config)
+    results, outcomes = perturb_tasks(
+        load_pretrained(args.weights).eval(),
+        tqdm(plan_job(args.annotations, image_folder=args.images).tasks, unit="image", disable=None),
+        strength=args.strength,
+        sampler=build_noise_sampler(cfg),
+        dense_prompt=cfg.MODEL.PHOENIX.PERTURBATION.DENSE_PROMPT,
+        seed=args.seed,
+    )
+    shares = {outcome: outcomes.count(outcome) / max(len(outcomes), 1) for outcome in PerturbationOutcome}
+    print(", ".join(f"{100 * share:.0f} % {outcome.name.lower()}" for outcome, share in shares.items() if share))
+    return results
 
 
 if __name__ == "__main__":

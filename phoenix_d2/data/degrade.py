@@ -5,6 +5,7 @@ from __future__ import annotations
 import zlib
 
 import numpy as np
+from numpy.typing import NDArray
 
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask, image_sizes
 from phoenix_d2.perturbation import get_degradation
@@ -35,7 +36,11 @@ def degrade_annotations(annotations: Record, *, kind: str, strength: float, seed
             continue
         mask = decode_segmentation(annotation["segmentation"], *sizes[annotation["image_id"]])
         rng = np.random.default_rng((seed, zlib.crc32(str(annotation["id"]).encode())))
-        record = {key: annotation[key] for key in ("image_id", "category_id")}
-        segmentation = encode_mask(degrade(mask, rng))
-        results.append(record | {"segmentation": segmentation, "score": 1.0, "gt_id": annotation["id"]})
+        results.append(coarse_record(annotation, degrade(mask, rng)))
     return results
+
+
+def coarse_record(annotation: Record, mask: NDArray[np.bool_]) -> Record:
+    """An (H, W) bool mask as a result of score 1 that names, as `gt_id`, the annotation that it was made of."""
+    record = {key: annotation[key] for key in ("image_id", "category_id")}
+    return record | {"segmentation": encode_mask(mask), "score": 1.0, "gt_id": annotation["id"]}

@@ -36,7 +36,15 @@ class ShiftingRefiner:
         status[~masks.any(axis=(1, 2))] = RefinementStatus.KEPT_EMPTY
         zeros = torch.zeros(len(masks))
         return RefinementResult(
-            np.roll(masks, 2, axis=2), zeros, zeros[:, None, None], status, zeros[:, None], zeros[:, None]
+            masks=np.roll(masks, 2, axis=2),
+            iou_predictions=zeros,
+            coarse_iou_predictions=zeros,
+            low_res_logits=zeros[:, None, None],
+            status=status,
+            iou_trace=zeros[:, None],
+            change_trace=zeros[:, None],
+            evidence=zeros[:, None],
+            predicted_gain=zeros,
         )
 
 
