@@ -1,0 +1,249 @@
+"""Calibrate a gate: refine labelled masks, see what each gains, fit the gate, and say what it would have decided.
+
+The quality of a mask is the mean of its IoU and its Boundary IoU (band of 2 % of the image diagonal) with the target,
+in the image frame: the first is what large mistakes cost, the second what blurred outlines cost.
+"""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from phoenix_d2.data.images import read_image
+from phoenix_d2.data.mask_json import Record, decode_segmentation
+from phoenix_d2.gate import RefinementGate, fit_gate
+from phoenix_d2.offline.job import ImageTask
+from phoenix_d2.ops.boundary import boundary_iou
+from phoenix_d2.predictor import PhoenixRefiner
+from phoenix_d2.structures import RefinementStatus
+
+Floats: TypeAlias = NDArray[np.floating[Any]]
+
+_NUM_FOLDS = 5
+_RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+# gains beyond this count as this in the fit: that a mask gains matters more than how much, and few gain or lose a lot
+_MAX_GAIN = 0.1
+# a gate that is wrong by more than the last is not mended by a margin, which would only reject what gains
+_MARGINS = tuple(round(0.0025 * step, 4) for step in range(13))
+# what a set may lose of IoU or Boundary IoU; one without any mistake to mend loses something at every margin
+_TOLERATED_LOSS = 0.001
+
+
+@dataclass(frozen=True)
+class JudgedMasks:
+    """What refinement, without a gate, made of N labelled masks.
+
+    Attributes:
+        image_ids: (N,) str.
+        refined: (N,) bool, False for masks that were kept as they were, which no gate decides on.
+        evidence: (N, F) float, see `phoenix_d2.gate.EVIDENCE`.
+        before: (N, 2) float, IoU and Boundary IoU of the coarse masks with their targets.
+        after: (N, 2) float, the same of the refined masks.
+    """
+
+    image_ids: NDArray[np.str_]
+    refined: NDArray[np.bool_]
+    evidence: Floats
+    before: Floats
+    after: Floats
+
+    def __len__(self) -> int:
+        return len(self.image_ids)
+
+    @property
+    def gains(self) -> Floats:
+        """(N,) quality after less quality before."""
+        gains: Floats = (self.after - self.before).mean(axis=1)
+        return gains
+
+    def __getitem__(self, index: Any) -> JudgedMasks:
+        return JudgedMasks(**{field.name: getattr(self, field.name)[index] for field in fields(self)})
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[JudgedMasks]) -> JudgedMasks:
+        """All masks of at least one part."""
+        return cls(
+            **{field.name: np.concatenate([getattr(part, field.name) for part in parts]) for field in fields(cls)}
+        )
+
+
+def judge_image(refiner: PhoenixRefiner, task: ImageTask, targets: Mapping[Any, Record]) -> JudgedMasks:
+    """Refine the masks of an image without a gate, and measure them.
+
+    Args:
+        refiner: to judge.
+        task: the image and its records, which name an annotation each in `gt_id`.
+        targets: annotations by id.
+
+    Raises:
+        OSError: the image cannot be opened.
+        ValueError: the image is damaged.
+    """
+    coarse = np.stack([decode_segmentation(record["segmentation"], *task.size) for record in task.records])
+    result = refiner.refine(read_image(task.path), coarse, gate="off")
+    truth = [decode_segmentation(targets[record["gt_id"]]["segmentation"], *task.size) for record in task.records]
+    return JudgedMasks(
+        image_ids=np.array([str(task.image_id)] * len(coarse)),
+        refined=np.asarray(result.status == RefinementStatus.REFINED),
+        evidence=np.asarray(result.evidence),
+        before=np.array([_overlaps(mask, target) for mask, target in zip(coarse, truth, strict=True)]),
+        after=np.array([_overlaps(mask, target) for mask, target in zip(np.asarray(result.masks), truth, strict=True)]),
+    )
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A gate, and the gains that it was seen to predict.
+
+    Attributes:
+        gate: fitted to all masks of all sets.
+        predicted_gains: by set, (N,) float: for each mask what a gate predicts that was fitted without its image; NaN
+            for masks that were not refined.
+    """
+
+    gate: RefinementGate
+    predicted_gains: Mapping[str, Floats]
+
+
+def calibrate(sets: Mapping[str, JudgedMasks], *, margin: float | None = None) -> Calibration:
+    """Fit a gate, its penalty chosen by cross-validation over images.
+
+    Args:
+        sets: by name; an image id means the same image in all of them.
+        margin: of the gate. When None, the least from 0 to 3 points at which, by the predictions for images left out,
+            no set loses more than a tenth of a point of IoU or Boundary IoU; or the one at which the worst set
+            loses least.
+
+    Raises:
+        ValueError: there are fewer than two images with refined masks.
+    """
+    masks = JudgedMasks.concatenate(list(sets.values()))
+    by_ridge = {ridge: _predict_held_out(masks, ridge) for ridge in _RIDGES}
+    errors = {ridge: np.nanmean(np.square(predicted - _target(masks))) for ridge, predicted in by_ridge.items()}
+    ridge = min(errors, key=lambda ridge: errors[ridge])
+    ends = np.cumsum([len(part) for part in sets.values()])[:-1]
+    predicted = dict(zip(sets, np.split(by_ridge[ridge], ends), strict=True))
+    margin = _choose_margin(sets, predicted) if margin is None else margin
+    return Calibration(replace(_fit(masks, ridge), margin=margin), predicted)
+
+
+def predict_gains(gate: RefinementGate, masks: JudgedMasks) -> Floats:
+    """(N,) gains that a gate predicts; NaN for masks that were not refined."""
+    predicted = gate.predict_gain(torch.from_numpy(masks.evidence)).numpy()
+    return np.where(masks.refined, predicted, np.nan)
+
+
+def gate_figures(masks: JudgedMasks, predicted_gains: Floats, margin: float) -> dict[str, float]:
+    """What a gate makes of a set; percent but for the number of masks.
+
+    Args:
+        masks: of the set.
+        predicted_gains: (N,) float, NaN for masks that were not refined.
+        margin: least predicted gain of an accepted mask.
+
+    Returns:
+        Mean IoU and Boundary IoU (bIoU) of the coarse masks, the refined, the gated, and of an oracle that accepts what
+        gains; the share of masks accepted; of all gains in quality the share kept, of all losses the share avoided
+        (NaN where there are none).
+    """
+    accepted = masks.refined & (predicted_gains >= margin)
+    gains = masks.gains
+    choices = {
+        "coarse": np.zeros_like(accepted),
+        "refined": np.ones_like(accepted),
+        "gated": accepted,
+        "oracle": gains > 0,
+    }
+    figures: dict[str, float] = {"masks": len(masks)}
+    for column, overlap in enumerate(("IoU", "bIoU")):
+        for name, choice in choices.items():
+            overlaps = np.where(choice, masks.after[:, column], masks.before[:, column])
+            figures[f"{overlap} {name}"] = 100 * float(overlaps.mean())
+    figures["accepted"] = 100 * float(accepted.mean())
+    figures["gain kept"] = 100 * _share(gains.clip(min=0), accepted)
+    figures["harm avoided"] = 100 * _share((-gains).clip(min=0), ~accepted)
+    return figures
+
+
+def draw_reliability(sets: Mapping[str, tuple[JudgedMasks, Floats]], path: str | Path) -> None:
+    """Plot true over predicted gains, a panel a set, with the mean of each tenth of the masks.
+
+    Args:
+        sets: by name, the masks and the (N,) gains predicted of them.
+        path: of the picture; its ending decides the format.
+    """
+    columns = min(4, len(sets))
+    rows = math.ceil(len(sets) / columns)
+    figure = Figure(figsize=(3.2 * columns, 3 * rows), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True).flat
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, (name, (masks, predicted)) in zip(figure.axes, sets.items(), strict=False):
+        panel.set_axis_on()
+        x, y = 100 * predicted[masks.refined], 100 * masks.gains[masks.refined]
+        panel.axline((0, 0), slope=1, color="0.7", lw=0.8)
+        panel.axhline(0, color="0.7", lw=0.8)
+        panel.scatter(x, y, s=4, alpha=0.3, lw=0)
+        tenths = [tenth for tenth in np.array_split(np.argsort(x), 10) if tenth.size]
+        panel.plot(
+            [x[tenth].mean() for tenth in tenths], [y[tenth].mean() for tenth in tenths], "o-", color="black", ms=3
+        )
+        panel.set_title(name, fontsize=8)
+    figure.supxlabel("predicted gain, points")
+    figure.supylabel("gain, points")
+    figure.savefig(path, dpi=120)
+
+
+def _overlaps(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[float, float]:
+    union = np.count_nonzero(mask | target)
+    return (np.count_nonzero(mask & target) / union if union else 1.0), boundary_iou(mask, target)
+
+
+def _fit(masks: JudgedMasks, ridge: float) -> RefinementGate:
+    decided = masks[masks.refined]
+    return fit_gate(torch.from_numpy(decided.evidence), torch.from_numpy(_target(decided)), ridge=ridge)
+
+
+def _target(masks: JudgedMasks) -> Floats:
+    return masks.gains.clip(-_MAX_GAIN, _MAX_GAIN)
+
+
+def _predict_held_out(masks: JudgedMasks, ridge: float) -> Floats:
+    """(N,) gains predicted of each mask by a gate that was fitted without its image."""
+    images = sorted(set(masks.image_ids[masks.refined].tolist()), key=lambda image: zlib.crc32(image.encode()))
+    if len(images) < 2:
+        raise ValueError(f"Masks of {len(images)} image(s) were refined: a gate is calibrated on two at least.")
+    predicted = np.full(len(masks), np.nan)
+    for fold in range(min(_NUM_FOLDS, len(images))):
+        held_out = np.isin(masks.image_ids, images[fold::_NUM_FOLDS])
+        predicted[held_out] = predict_gains(_fit(masks[~held_out], ridge), masks[held_out])
+    return predicted
+
+
+def _choose_margin(sets: Mapping[str, JudgedMasks], predicted_gains: Mapping[str, Floats]) -> float:
+    worst = {
+        margin: min(float(_gated_change(masks, predicted_gains[name] >= margin).min()) for name, masks in sets.items())
+        for margin in _MARGINS
+    }
+    harmless = [margin for margin in _MARGINS if worst[margin] >= -_TOLERATED_LOSS]
+    return harmless[0] if harmless else max(_MARGINS, key=lambda margin: worst[margin])
+
+
+def _gated_change(masks: JudgedMasks, accepted: NDArray[np.bool_]) -> Floats:
+    """(2,) mean change of IoU and Boundary IoU where only the accepted masks are replaced."""
+    change: Floats = np.where(accepted[:, None], masks.after - masks.before, 0.0).mean(axis=0)
+    return change
+
+
+def _share(amounts: Floats, chosen: NDArray[np.bool_]) -> float:
+    total = float(amounts.sum())
+    return float(amounts[chosen].sum()) / total if total else math.nan

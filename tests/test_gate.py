@@ -1,0 +1,193 @@
+"""The gate, on evidence made by hand."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from phoenix_d2.gate import EVIDENCE, RefinementGate, edge_strength, fit_gate, measure_evidence, within_thresholds
+
+SIDE = 16
+
+
+def evidence_of(**columns: list[float]) -> Tensor:
+    """Evidence of the named kinds, none of the others."""
+    n = len(next(iter(columns.values())))
+    return torch.tensor([columns.get(name, [math.nan] * n) for name in EVIDENCE]).T
+
+
+def random_evidence(n: int) -> Tensor:
+    return torch.rand(n, len(EVIDENCE), generator=torch.Generator().manual_seed(0))
+
+
+def square(x0: int, y0: int, x1: int, y1: int) -> Tensor:
+    mask = torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    mask[:, y0:y1, x0:x1] = True
+    return mask
+
+
+def measured(coarse: Tensor, logits: Tensor, edges: Tensor | None = None, **changes: Any) -> dict[str, float]:
+    n = len(coarse)
+    arguments: dict[str, Any] = {
+        "valid": torch.ones(1, SIDE, SIDE, dtype=torch.bool),
+        "iou_predictions": torch.full((n,), 0.8),
+        "coarse_iou_predictions": torch.full((n,), torch.nan),
+        "change_trace": torch.full((n, 1), 0.5),
+        "unanimity": torch.full((n,), 0.9),
+    }
+    edges = torch.zeros(1, SIDE, SIDE) if edges is None else edges
+    evidence = measure_evidence(coarse, logits, edges, **arguments | changes)
+    assert evidence.shape == (n, len(EVIDENCE)) and evidence.dtype == torch.float32
+    return dict(zip(EVIDENCE, evidence[0].tolist(), strict=True))
+
+
+def test_evidence_of_masks_whose_measures_are_known() -> None:
+    coarse, refined = square(4, 4, 12, 12), square(4, 4, 12, 8)
+    logits = torch.where(refined, 100.0, -100.0)
+    found = measured(
+        coarse, logits, coarse_iou_predictions=torch.tensor([0.25]), change_trace=torch.tensor([[0.5, 0.7]])
+    )
+    assert found["refined_iou"] == pytest.approx(0.8) and found["coarse_iou"] == 0.25
+    assert found["overlap"] == 0.5 and found["agreement"] == pytest.approx(0.7)
+    assert found["expected_refined_iou"] == pytest.approx(1) and found["expected_coarse_iou"] == pytest.approx(0.5)
+    assert found["change_certainty"] == pytest.approx(1) and found["unanimity"] == pytest.approx(0.9)
+    assert found["log_area"] == pytest.approx(math.log(32))
+    assert found["log_edge_ratio"] == 0
+
+
+def test_evidence_that_there_is_none_of_is_nan_and_the_rest_finite() -> None:
+    found = measured(square(4, 4, 12, 12), torch.full((1, SIDE, SIDE), -1.0))
+    assert {name for name, value in found.items() if not math.isfinite(value)} == {"coarse_iou", "agreement"}
+
+
+def test_an_unchanged_mask_is_certain_and_like_itself() -> None:
+    mask = square(4, 4, 12, 12)
+    found = measured(mask, torch.where(mask, 0.1, -0.1))
+    assert found["overlap"] == found["change_certainty"] == 1
+    assert found["log_edge_ratio"] == 0
+    assert found["expected_refined_iou"] < 0.6
+
+
+def test_padding_is_no_evidence() -> None:
+    mask, valid = square(4, 4, 12, 12), torch.zeros(1, SIDE, SIDE, dtype=torch.bool)
+    valid[:, :14] = True
+    painted = torch.where(mask, 5.0, -5.0).masked_fill(~valid, 100.0)
+    plain = measured(mask, torch.where(mask, 5.0, -5.0), valid=valid)
+    assert measured(mask, painted, valid=valid) == pytest.approx(plain, nan_ok=True)
+
+
+def test_edges_speak_for_the_mask_whose_outline_follows_them() -> None:
+    target = square(4, 4, 12, 12)
+    edges = edge_strength(target[:, None].expand(-1, 3, -1, -1).float())
+    assert (edges[:, 0] == 0).all() and (edges[target & ~square(6, 6, 10, 10)] > 0.5).all()
+    off = square(7, 7, 9, 9)
+    assert measured(off, torch.where(target, 9.0, -9.0), edges)["log_edge_ratio"] > 1
+    assert measured(target, torch.where(off, 9.0, -9.0), edges)["log_edge_ratio"] < -1
+
+
+def test_where_the_padding_begins_is_no_edge() -> None:
+    image = torch.ones(1, 3, SIDE, SIDE)
+    image[..., 10:, :] = 0
+    valid = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
+    valid[:, 10:] = False
+    found = measured(
+        square(4, 2, 12, 6), torch.where(square(4, 2, 12, 10), 9.0, -9.0), edge_strength(image), valid=valid
+    )
+    assert found["log_edge_ratio"] == 0
+
+
+def test_fixed_thresholds() -> None:
+    evidence = evidence_of(
+        refined_iou=[0.9, 0.4, 0.9, 0.7, 0.7],
+        overlap=[0.8, 0.8, 0.3, 0.8, 0.8],
+        coarse_iou=[math.nan, math.nan, math.nan, 0.8, 0.6],
+    )
+    accepted = within_thresholds(evidence, min_iou=0.5, min_overlap=0.5)
+    assert accepted.tolist() == [True, False, False, False, True]
+
+
+def test_a_gate_predicts_what_it_says() -> None:
+    gate = RefinementGate(("overlap", "log_area"), (0.5, 4.0), (0.25, 2.0), 0.1, (1.0, -2.0), ((3.0, 4.0), (0.0, 5.0)))
+    # z is (1, -1) for the first, and missing evidence counts as average
+    evidence = evidence_of(overlap=[0.75, math.nan, 0.5], log_area=[2.0, 4.0, 1e9])
+    far = 0.1 - 2 * 3 + 5 * 9
+    assert gate.predict_gain(evidence).tolist() == pytest.approx([0.1 + 1 + 2 + 3 - 4 + 5, 0.1, far])
+
+
+def test_the_margin_decides() -> None:
+    gate = RefinementGate(("overlap",), (0.5,), (0.25,), 0.0, (1.0,), ((0.0,),), margin=0.5)
+    gain = gate.predict_gain(evidence_of(overlap=[0.5, 0.6, 0.625, 0.7]))
+    assert gate.accepts(gain).tolist() == [False, False, True, True]
+
+
+def test_a_fitted_gate_grows_with_what_gains_and_rejects_what_loses() -> None:
+    evidence = random_evidence(400)
+    gains = evidence[:, EVIDENCE.index("refined_iou")] - evidence[:, EVIDENCE.index("coarse_iou")]
+    gate = fit_gate(evidence, gains, ridge=1e-4)
+    ascending = random_evidence(1).expand(9, -1).clone()
+    ascending[:, EVIDENCE.index("refined_iou")] = torch.linspace(0, 1, 9)
+    assert (gate.predict_gain(ascending).diff() > 0).all()
+    predicted = gate.predict_gain(evidence)
+    torch.testing.assert_close(predicted, gains, atol=0.02, rtol=0)
+    clear = gains.abs() > 0.03
+    assert gate.accepts(predicted)[clear].equal((gains > 0)[clear])
+
+
+def test_products_of_evidence_are_fitted_too() -> None:
+    evidence = random_evidence(500)
+    first, second = (evidence[:, EVIDENCE.index(name)] - 0.5 for name in ("overlap", "agreement"))
+    gate = fit_gate(evidence, first * second + first.square(), ridge=1e-6)
+    torch.testing.assert_close(gate.predict_gain(evidence), first * second + first.square(), atol=1e-3, rtol=0)
+
+
+def test_a_fit_leaves_out_what_is_unknown_or_always_the_same() -> None:
+    evidence = random_evidence(50)
+    evidence[:, EVIDENCE.index("agreement")] = torch.nan
+    evidence[:, EVIDENCE.index("coarse_iou")] = 0.5
+    evidence[::2, EVIDENCE.index("overlap")] = torch.nan
+    gate = fit_gate(evidence, evidence[:, 0])
+    assert set(EVIDENCE) - set(gate.evidence) == {"agreement", "coarse_iou"}
+    assert gate.predict_gain(evidence).isfinite().all()
+
+
+@pytest.mark.parametrize("n", [0, 1])
+def test_too_few_masks_to_fit_are_refused(n: int) -> None:
+    with pytest.raises(ValueError, match=f"evidence on {n} masks does not vary"):
+        fit_gate(random_evidence(n), torch.zeros(n))
+
+
+def test_a_gate_survives_json() -> None:
+    gate = replace(fit_gate(random_evidence(60), torch.linspace(-1, 1, 60)), margin=0.02)
+    assert RefinementGate.from_metadata(json.loads(json.dumps(gate.to_metadata()))) == gate
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evidence": ["overlap", "colour"]}, r"Unknown evidence \['colour'\]"),
+        ({"mean": [0.5]}, "2 kinds of evidence has that many"),
+        ({"quadratic": [[0.0, 0.0], [0.0]]}, "2 kinds of evidence has that many"),
+        ({"std": [0.0, 1.0]}, "must be positive"),
+        ({"bias": math.nan}, "must be finite"),
+        ({"linear": ["much", 1.0]}, "must be finite"),
+        ({"linear": 1.0}, "must be lists"),
+        ({"slope": 1.0}, r"Expected a gate of .*Calibrate it again"),
+    ],
+)
+def test_what_is_no_gate_is_refused(change: dict[str, Any], message: str) -> None:
+    gate = RefinementGate(("overlap", "log_area"), (0.5, 4.0), (0.25, 2.0), 0.1, (1.0, -2.0), ((3.0, 4.0), (0.0, 5.0)))
+    metadata = json.loads(json.dumps(gate.to_metadata()))
+    with pytest.raises(ValueError, match=message):
+        RefinementGate.from_metadata(metadata | change)
+
+
+@pytest.mark.parametrize("metadata", [{}, [], "gate"])
+def test_what_is_no_description_is_refused(metadata: Any) -> None:
+    with pytest.raises(ValueError, match="Expected a gate of bias"):
+        RefinementGate.from_metadata(metadata)
