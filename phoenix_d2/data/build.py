@@ -34,7 +34,7 @@ def build_train_loader(cfg: CfgNode) -> torch.utils.data.DataLoader:
             "pixels (MODEL.PHOENIX.DATA.MIN_AREA)."
         )
     # what a run draws must not depend on the seed being unset
-    stream = SampleStream(dataset_dicts, seed=max(cfg.SEED, 0))
+    stream = SampleStream(dataset_dicts, seed=max(cfg.SEED, 0), num_views=cfg.MODEL.PHOENIX.DATA.NUM_VIEWS)
     loader: torch.utils.data.DataLoader = build_batch_data_loader(
         MapDataset(stream, mapper),
         StreamSampler(),

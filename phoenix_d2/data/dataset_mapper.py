@@ -85,26 +85,31 @@ class RefinementDatasetMapper:
         return bool(area > self.min_area)
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
-        """Map one dict with "sample_seed" (see `SampleStream`).
+        """Map one dict with "view_seed" and "sample_seed" (see `SampleStream`).
+
+        The view is window, flip and colours. The sample is which of the masks in the window are drawn; a window's
+        own object always is.
 
         Returns:
             The dict without annotations, with "image", (3, h, w) uint8 RGB at the size of the model
             input, unpadded, and "instances" in that frame with `gt_masks` and, where the dict's
             annotations have a "coarse_segmentation", `coarse_masks` (empty where there is none).
         """
-        rng = np.random.default_rng(dataset_dict["sample_seed"])
+        view, draw = (np.random.default_rng(dataset_dict[key]) for key in ("view_seed", "sample_seed"))
         image = read_image(dataset_dict["file_name"])
         utils.check_image_size(dataset_dict, image)
         size = image.shape[:2]
         annotations = [a for a in dataset_dict["annotations"] if self.is_trainable(a)]
-        annotations = [annotations[i] for i in rng.permutation(len(annotations))]
+        first = view.integers(len(annotations))
+        order = list(draw.permutation(len(annotations)))
         window = (0, 0, size[1], size[0])
-        if rng.random() < self.object_crop_prob:
-            window = self._object_window(size, annotations[0]["bbox"], rng)
-            annotations = [a for a in annotations if _visible_share(a["bbox"], window) > 0.5]
-        drawn = annotations[: self.masks_per_image]
+        if view.random() < self.object_crop_prob:
+            window = self._object_window(size, annotations[first]["bbox"], view)
+            order = [first, *(i for i in order if i != first)]
+        visible = [annotations[i] for i in order if _visible_share(annotations[i]["bbox"], window) > 0.5]
+        drawn = visible[: self.masks_per_image]
         frame = Frame(size, window, self.input_size, self.input_size)
-        flip = rng.random() < self.flip_prob
+        flip = view.random() < self.flip_prob
 
         shrinks = frame.resized_size < frame.window_size
         pixels = _resize(image, frame, flip, cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
@@ -115,8 +120,9 @@ class RefinementDatasetMapper:
         # a polygon may enclose no pixel at this size
         instances = instances[instances.gt_masks.nonempty()]
 
-        sample = {key: value for key, value in dataset_dict.items() if key not in ("annotations", "sample_seed")}
-        pixels = _jitter(pixels, self.color_jitter, rng)
+        hidden = ("annotations", "view_seed", "sample_seed")
+        sample = {key: value for key, value in dataset_dict.items() if key not in hidden}
+        pixels = _jitter(pixels, self.color_jitter, view)
         sample["image"] = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
         sample["instances"] = instances
         return sample

@@ -43,6 +43,7 @@ def dataset_dict(tmp_path):
         "height": HEIGHT,
         "width": WIDTH,
         "annotations": annotations,
+        "view_seed": (0, 0, 1),
         "sample_seed": (0, 0),
     }
 
@@ -52,7 +53,8 @@ def mapper(**changes):
 
 
 def samples(mapper, dataset_dict, count=20):
-    return [mapper({**dataset_dict, "sample_seed": (0, number)}) for number in range(count)]
+    seeds = [{"view_seed": (0, number, 1), "sample_seed": (0, number)} for number in range(count)]
+    return [mapper(dataset_dict | changes) for changes in seeds]
 
 
 def by_colour(image):
@@ -73,7 +75,7 @@ def assert_masks_lie_on_colours(sample):
 
 def test_a_sample_fills_the_model_input(dataset_dict):
     sample = mapper()(dataset_dict)
-    assert {"annotations", "sample_seed"}.isdisjoint(sample)
+    assert {"annotations", "view_seed", "sample_seed"}.isdisjoint(sample)
     assert sample["image_id"] == 4
     assert sample["image"].dtype == torch.uint8 and sample["image"].shape == (3, 96, 128)
     assert sample["instances"].image_size == (96, 128)
@@ -182,6 +184,26 @@ def test_a_seed_repeats_the_sample_and_another_one_does_not(dataset_dict):
         assert torch.equal(a["image"], b["image"])
         assert torch.equal(a["instances"].gt_masks.tensor, b["instances"].gt_masks.tensor)
     assert len({s["image"].numpy().tobytes() for s in first}) == 5
+
+
+@pytest.mark.parametrize("crop_prob", [0.0, 1.0])
+def test_a_view_fixes_the_pixels_and_a_sample_the_masks(dataset_dict, crop_prob):
+    # beside the large ones some that any window shows
+    dataset_dict["annotations"] += [annotation((x, 42, x + 12, 54)) for x in (52, 54, 56)]
+    augmented = mapper(
+        object_crop_prob=crop_prob, object_crop_context=(4.0, 4.0), flip_prob=0.5, color_jitter=0.4, masks_per_image=2
+    )
+    same_view = [augmented({**dataset_dict, "sample_seed": (0, number)}) for number in range(8)]
+    assert len({s["image"].numpy().tobytes() for s in same_view}) == 1
+    assert len({s["instances"].gt_masks.tensor.numpy().tobytes() for s in same_view}) > 2
+    same_sample = [augmented({**dataset_dict, "view_seed": (0, number, 1)}) for number in range(8)]
+    assert len({s["image"].numpy().tobytes() for s in same_sample}) == 8
+
+
+def test_the_object_that_a_window_is_around_is_always_drawn(dataset_dict):
+    cropping = mapper(object_crop_prob=1.0, object_crop_context=(4.0, 4.0), masks_per_image=1)
+    drawn = [cropping({**dataset_dict, "sample_seed": (0, number)})["instances"].gt_masks.tensor for number in range(8)]
+    assert all(torch.equal(masks, drawn[0]) for masks in drawn)
 
 
 def test_an_object_window_holds_its_object(dataset_dict):

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from itertools import islice
 
+import numpy as np
 import pytest
 
 from phoenix_d2.data import sample_stream
 from phoenix_d2.data.sample_stream import SampleStream, StreamSampler
+
+SEEDS = ("view_seed", "sample_seed")
 
 
 @pytest.fixture
@@ -33,9 +36,28 @@ def test_a_sample_depends_on_seed_and_number_alone(stream):
     assert names(other, range(20)) != names(stream, range(20))
 
 
-def test_augmentation_seeds_never_repeat(stream):
-    seeds = {stream[number]["sample_seed"] for number in range(50)}
-    assert len(seeds) == 50
+def test_seeds_never_repeat(stream):
+    seeds = {tuple(np.random.SeedSequence(stream[n][key]).generate_state(2)) for n in range(50) for key in SEEDS}
+    assert len(seeds) == 100
+
+
+@pytest.mark.parametrize("num_views", [1, 3])
+def test_views_come_again_and_samples_do_not(num_views):
+    stream = SampleStream([{"name": index} for index in range(5)], seed=3, num_views=num_views)
+    rounds = [[stream[number] for number in range(start, start + 5 * num_views)] for start in (0, 5 * num_views)]
+    views, again = ({(s["name"], s["view_seed"]) for s in samples} for samples in rounds)
+    assert len(views) == 5 * num_views and again == views
+    assert len({s["sample_seed"] for samples in rounds for s in samples}) == 10 * num_views
+
+
+def test_more_views_keep_those_that_there_were():
+    few, more = (SampleStream([{"name": index} for index in range(5)], seed=3, num_views=n) for n in (2, 4))
+    assert [few[number] for number in range(10)] == [more[number] for number in range(10)]
+
+
+def test_a_negative_number_of_views_is_refused():
+    with pytest.raises(ValueError, match="num_views is -1"):
+        SampleStream([{}], seed=0, num_views=-1)
 
 
 def test_samples_are_copies(stream):
