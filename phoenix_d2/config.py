@@ -124,6 +124,8 @@ def _phoenix_node() -> CN:
     node.PERTURBATION.MORPHOLOGY_PROB = 0.0
     # probability of a mask without an outline (blurred, or the filled box): none to copy, so one must be found; ours
     node.PERTURBATION.SHAPELESS_PROB = 0.0
+    # probability of a mask that is nearly right (mask head, polygon, or no noise): good masks are to stay good; ours
+    node.PERTURBATION.DEGRADATION_PROB = 0.0
     # dense prompt under attack: "none" (SAM's no-mask embedding) suits SAM's weights, "target" a small decoder; ours
     node.PERTURBATION.DENSE_PROMPT = "none"
     # probability that a mask of DATASETS.COARSE_FILES_TRAIN, where there is one, is the noise (paper Table 4e)
@@ -172,6 +174,8 @@ def _phoenix_node() -> CN:
     # augmentation (paper B.2; strengths are ours)
     node.DATA.FLIP_PROB = 0.5
     node.DATA.COLOR_JITTER = 0.4
+    # views (window, flip, colours) an image, one an epoch in turn; 0 is a new one in every epoch. Ours
+    node.DATA.NUM_VIEWS = 0
 
     node.PRETRAIN = CN()
     # the META_ARCHITECTURE "PromptableDecoder": decoder passes a sample, the first with a simulated
@@ -182,6 +186,11 @@ def _phoenix_node() -> CN:
     # first prompts a mask; more share one encoding
     node.PRETRAIN.PROMPTS_PER_MASK = 1
 
+    # folder where the features of the encoder's frozen part are kept, and its limit; "" is off. It pays from the
+    # second time that a view is seen, so DATA.NUM_VIEWS must be set; ours
+    node.FEATURE_CACHE = ""
+    node.FEATURE_CACHE_GB = 10.0
+
     # arithmetic of encoder and decoder under SOLVER.AMP.ENABLED: "bfloat16" or "float16"
     node.AMP_DTYPE = "bfloat16"
     return node
@@ -189,13 +198,20 @@ def _phoenix_node() -> CN:
 
 def _refiner_node() -> CN:
     node = CN()
+    # "phoenix", or for tools/refine_json.py one of the baselines that it is compared with (phoenix_d2.baselines)
+    node.NAME = "phoenix"
     # how masks are refined, see phoenix_d2.refiner.RefineOptions. None: as the weights were saved with, or for
     # a refiner that is yet to be trained, the defaults of RefineOptions (the paper's 5 passes, B.3)
     node.NUM_ITERS = None
+    node.CANDIDATE = None
     node.CHUNK_SIZE = None
     node.ZOOM_SMALL = None
     node.ZOOM_BELOW = None
     node.ZOOM_CONTEXT = None
+    # which refined masks replace the coarse ones: "auto", "calibrated", "fixed" or "off", and the thresholds of "fixed"
+    node.GATE = None
+    node.GATE_MIN_IOU = None
+    node.GATE_MIN_OVERLAP = None
     # trained weights: a file, or the name of some that come with the package
     node.WEIGHTS = ""
     # META_ARCHITECTURE "RefinedDetector": the detector's own META_ARCHITECTURE
@@ -203,4 +219,18 @@ def _refiner_node() -> CN:
     # let pred_boxes follow the refined masks; multiply scores by the predicted mask quality
     node.UPDATE_BOXES = False
     node.RESCORE = False
+
+    # see phoenix_d2.baselines.grabcut
+    node.GRABCUT = CN()
+    # width of what is decided anew on both sides of the outline, as a share of the square root of the mask's area
+    node.GRABCUT.RIM = 0.07
+    # rounds of fitting colours and cutting
+    node.GRABCUT.ITERATIONS = 1
+    # crops with a longer side, in pixels, are worked on reduced
+    node.GRABCUT.MAX_SIDE = 256
+
+    # see phoenix_d2.baselines.morphology
+    node.MORPHOLOGY = CN()
+    # diameter of the ellipse, as a share of the square root of the mask's area
+    node.MORPHOLOGY.KERNEL = 0.05
     return node

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias, get_args
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from phoenix_d2.gate import EVIDENCE, RefinementGate, edge_strength, measure_evidence, within_thresholds
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
 from phoenix_d2.prompting import CoarseMaskPrompter
@@ -23,6 +25,9 @@ from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts, Refinemen
 # a mask of fewer low-resolution pixels says too little to be prompted with
 _MIN_LOW_RES_AREA = 16
 
+GateMode: TypeAlias = Literal["auto", "calibrated", "fixed", "off"]
+Candidate: TypeAlias = Literal["best", "mean"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class RefineOptions:
@@ -30,28 +35,47 @@ class RefineOptions:
 
     Attributes:
         num_iters: passes of the cascade; each pass' mask is the next one's input (paper B.3).
+        candidate: what a pass makes of the decoder's candidates: "best", the multimask one of the highest predicted IoU
+            (paper B.3), or "mean", the mean logits of all, which bets on none where the prediction is unsure.
         chunk_size: masks decoded together, which bounds the memory; 8 is best on a CPU, a GPU takes more.
         zoom_small: refine masks that are too small for the low-resolution frame (under 16 of its
             pixels) on a window of their own around them; off, they are kept as they were.
         zoom_below: also zoom every mask whose window is smaller than this share of the image's long
             side. Finer outlines for an encoder pass a mask; 0 is off.
         zoom_context: side of a window in units of the mask's box.
+        gate: which refined masks replace the coarse ones. "calibrated": those that the refiner's gate expects to be
+            better; "fixed": those within the two thresholds below; "off": all. "auto": calibrated if the refiner has
+            a gate, else off.
+        gate_min_iou: least predicted IoU that the fixed gate accepts.
+        gate_min_overlap: least IoU of refined and coarse mask that the fixed gate accepts.
 
     Raises:
         ValueError: a value is out of range.
     """
 
     num_iters: int = 5
+    candidate: Candidate = "best"
     chunk_size: int = 8
     zoom_small: bool = True
     zoom_below: float = 0.0
     zoom_context: float = 2.0
+    gate: GateMode = "auto"
+    gate_min_iou: float = 0.5
+    gate_min_overlap: float = 0.5
 
     def __post_init__(self) -> None:
         if self.num_iters < 1 or self.chunk_size < 1:
             raise ValueError(f"num_iters {self.num_iters} and chunk_size {self.chunk_size} must be at least 1.")
+        if self.candidate not in get_args(Candidate):
+            raise ValueError(f"Unknown candidate {self.candidate!r}: expected one of {', '.join(get_args(Candidate))}.")
         if not self.zoom_context > 1:
             raise ValueError(f"zoom_context must be above 1, the box itself, got {self.zoom_context}.")
+        if self.gate not in get_args(GateMode):
+            raise ValueError(f"Unknown gate {self.gate!r}: expected one of {', '.join(get_args(GateMode))}.")
+        if not (0 <= self.gate_min_iou <= 1 and 0 <= self.gate_min_overlap <= 1):
+            raise ValueError(
+                f"gate_min_iou {self.gate_min_iou} and gate_min_overlap {self.gate_min_overlap} must be from 0 to 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -86,6 +110,25 @@ class _Cues:
         return torch.cat([extent.amin(1).floor(), extent.amax(1).ceil()], dim=1)
 
 
+@dataclass(frozen=True)
+class _Passes:
+    """What T passes made of n masks.
+
+    Attributes:
+        logits: (n, s, s) float, of the last pass.
+        ious: (n, T) float, predicted IoU of each pass.
+        changes: (n, T) float, IoU of each pass' mask with the one before.
+        coarse_iou: (n,) float, predicted IoU of the coarse masks; NaN from a decoder that makes no such prediction.
+        unanimity: (n,) float, of the last pass' candidates, see `gate.EVIDENCE`.
+    """
+
+    logits: Tensor
+    ious: Tensor
+    changes: Tensor
+    coarse_iou: Tensor
+    unanimity: Tensor
+
+
 class MaskRefiner(nn.Module):
     """SAM's encoder and decoder, prompted by coarse masks.
 
@@ -98,6 +141,7 @@ class MaskRefiner(nn.Module):
         encoder_name: entry of the encoder registry, stored in checkpoints.
         pixel_mean, pixel_std: of RGB values in 0 to 255.
         frozen: submodules of the encoder that are never trained, "" for all of it.
+        gate: calibrated for these weights, decides which refined masks are accepted; None where there is none.
     """
 
     pixel_mean: Tensor
@@ -115,6 +159,7 @@ class MaskRefiner(nn.Module):
         pixel_mean: Sequence[float],
         pixel_std: Sequence[float],
         frozen: Sequence[str] = ("",),
+        gate: RefinementGate | None = None,
     ) -> None:
         super().__init__()
         self.image_encoder = image_encoder
@@ -124,6 +169,7 @@ class MaskRefiner(nn.Module):
         self.options = options
         self.encoder_name = encoder_name
         self.frozen = tuple(frozen)
+        self.gate = gate
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
         for name in self.frozen:
@@ -217,10 +263,16 @@ class MaskRefiner(nn.Module):
             options: those of the refiner when None.
 
         Raises:
-            ValueError: masks, points, labels or boxes do not fit the image or one another.
+            ValueError: masks, points, labels or boxes do not fit the image or one another, or a calibrated gate is
+                asked of a refiner without one.
         """
         options = options or self.options
         _check_inputs(image, coarse_masks, points, point_labels, boxes)
+        if options.gate == "calibrated" and self.gate is None:
+            raise ValueError(
+                "The gate 'calibrated' was asked, but this refiner has none: calibrate one (tools/calibrate_gate.py), "
+                "or choose 'auto', 'fixed' or 'off'."
+            )
         image, coarse_masks = image.to(self.device), coarse_masks.to(self.device)
         if points is not None and point_labels is None:
             point_labels = torch.ones(points.shape[:2], dtype=torch.long)
@@ -234,25 +286,35 @@ class MaskRefiner(nn.Module):
         logits = torch.zeros(n, size, size, device=self.device)
         iou_trace = torch.zeros(n, options.num_iters, device=self.device)
         change_trace = torch.ones_like(iou_trace)
+        coarse_iou = torch.full((n,), torch.nan, device=self.device)
+        evidence = torch.full((n, len(EVIDENCE)), torch.nan, device=self.device)
         masks = coarse_masks.clone()
         status, frames = self._plan(coarse_masks, cues, options)
 
-        whole_embedding: Tensor | None = None
+        whole: tuple[Tensor, Tensor] | None = None
         for chunk, chunk_frames in _chunks(frames, options.chunk_size):
             if not _is_whole(chunk_frames[0]):
-                embeddings = self._encode_windows(image, chunk_frames)
-            elif whole_embedding is None:
-                embeddings = whole_embedding = self._encode_windows(image, chunk_frames[:1])
+                embeddings, edges = self._encode_windows(image, chunk_frames)
             else:
-                embeddings = whole_embedding
+                whole = whole or self._encode_windows(image, chunk_frames[:1])
+                embeddings, edges = whole
             rows = torch.tensor(chunk, device=self.device)
-            soft_masks = [f.masks_to_low_res(coarse_masks[i, None]) for i, f in zip(chunk, chunk_frames, strict=True)]
-            logits[rows], iou_trace[rows], change_trace[rows] = self._cascade(
-                embeddings,
-                torch.cat(soft_masks),
-                torch.cat([frame.valid_mask(self.device) for frame in chunk_frames]),
-                cues.in_frames(rows, chunk_frames),
-                options.num_iters,
+            soft_masks = torch.cat(
+                [f.masks_to_low_res(coarse_masks[i, None]) for i, f in zip(chunk, chunk_frames, strict=True)]
+            )
+            valid = torch.cat([frame.valid_mask(self.device) for frame in chunk_frames])
+            passes = self._cascade(embeddings, soft_masks, valid, cues.in_frames(rows, chunk_frames), options)
+            logits[rows], iou_trace[rows], change_trace[rows] = passes.logits, passes.ious, passes.changes
+            coarse_iou[rows] = passes.coarse_iou
+            evidence[rows] = measure_evidence(
+                soft_masks >= 0.5,
+                passes.logits,
+                edges,
+                valid=valid,
+                iou_predictions=passes.ious[:, -1],
+                coarse_iou_predictions=passes.coarse_iou,
+                change_trace=passes.changes,
+                unanimity=passes.unanimity,
             )
             for i, frame in zip(chunk, chunk_frames, strict=True):
                 x0, y0, x1, y1 = frame.window
@@ -263,14 +325,53 @@ class MaskRefiner(nn.Module):
         masks[vanished] = coarse_masks[vanished]
         status[vanished] = int(RefinementStatus.KEPT_VANISHED)
         logits[vanished], iou_trace[vanished], change_trace[vanished] = 0.0, 0.0, 1.0
-        return RefinementResult(masks, iou_trace[:, -1].clone(), logits, status, iou_trace, change_trace)
 
-    def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> Tensor:
-        """Embed the windows of an image: (n, C, S / 16, S / 16)."""
-        return self.encode_image(torch.stack([self.preprocess(image, frame) for frame in frames]))
+        refined = status == RefinementStatus.REFINED
+        accepted, predicted_gain = self._judge(evidence, options)
+        rejected = refined & ~accepted
+        masks[rejected] = coarse_masks[rejected]
+        status[rejected] = int(RefinementStatus.KEPT_REJECTED)
+        return RefinementResult(
+            masks=masks,
+            iou_predictions=iou_trace[:, -1].clone(),
+            coarse_iou_predictions=coarse_iou,
+            low_res_logits=logits,
+            status=status,
+            iou_trace=iou_trace,
+            change_trace=change_trace,
+            evidence=evidence,
+            predicted_gain=predicted_gain.masked_fill(~refined, torch.nan),
+        )
+
+    def _judge(self, evidence: Tensor, options: RefineOptions) -> tuple[Tensor, Tensor]:
+        """Which refined masks the gate accepts, (N,) bool, and the gains that it predicts, (N,) float."""
+        unknown = torch.full_like(evidence[:, 0], torch.nan)
+        if options.gate == "fixed":
+            thresholds = {"min_iou": options.gate_min_iou, "min_overlap": options.gate_min_overlap}
+            return within_thresholds(evidence, **thresholds), unknown
+        if options.gate == "off" or self.gate is None:
+            return torch.ones_like(unknown, dtype=torch.bool), unknown
+        predicted_gain = self.gate.predict_gain(evidence)
+        return self.gate.accepts(predicted_gain), predicted_gain
+
+    def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+        """Windows of an image as (n, C, S / 16, S / 16) embeddings and (n, s, s) edge strengths."""
+        windows = torch.stack([self.preprocess(image, frame) for frame in frames])
+        return self.encode_image(windows), edge_strength(F.avg_pool2d(windows, self.stride))
+
+    def plan(self, masks: Tensor, options: RefineOptions | None = None) -> tuple[Tensor, dict[int, Frame]]:
+        """What `refine` does with the (N, H, W) bool masks of an image.
+
+        Args:
+            masks: (N, H, W) bool.
+            options: those of the refiner when None.
+
+        Returns:
+            (N,) long, values of `RefinementStatus`, and by index the frames of those that are to be refined.
+        """
+        return self._plan(masks, _Cues(None, None, None), options or self.options)
 
     def _plan(self, masks: Tensor, cues: _Cues, options: RefineOptions) -> tuple[Tensor, dict[int, Frame]]:
-        """Status of each mask, and by index the frames of those that are to be refined."""
         whole = self.frame((masks.shape[1], masks.shape[2]))
         boxes = masks_to_boxes(masks)
         # one by one: summing bool masks at once would first spread each pixel over eight bytes
@@ -292,34 +393,45 @@ class MaskRefiner(nn.Module):
         return status, frames
 
     def _cascade(
-        self, image_embeddings: Tensor, soft_masks: Tensor, valid: Tensor, cues: _Cues, num_iters: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+        self, image_embeddings: Tensor, soft_masks: Tensor, valid: Tensor, cues: _Cues, options: RefineOptions
+    ) -> _Passes:
         """Refine (n, s, s) soft masks pass by pass, all in the low-resolution frame.
 
-        Returns:
-            (n, s, s) logits of the last pass, (n, T) predicted IoU of each pass and (n, T) IoU with the
-            mask before. A mask that vanishes stays what it was in the pass before; the logits of one
-            that the first pass erased are 0.
+        A mask that vanishes stays what it was in the pass before; the logits of one that the first pass erased are 0.
         """
         logits = torch.zeros_like(soft_masks)
+        unanimity = torch.ones_like(soft_masks[:, 0, 0])
         ious: list[Tensor] = []
         changes: list[Tensor] = []
+        coarse_iou: Tensor | None = None
         alive = torch.ones(len(soft_masks), dtype=torch.bool, device=soft_masks.device)
-        for _ in range(num_iters):
+        for _ in range(options.num_iters):
             prompts = self.prompter(soft_masks, stride=self.stride, image_embeddings=image_embeddings, valid=valid)
             prompts = self.prompter.with_user_prompts(
                 prompts, points=cues.points, point_labels=cues.point_labels, boxes=cues.boxes
             )
-            best = self.decode_best(image_embeddings, prompts)
-            new_logits = best.low_res_logits[:, 0].float()
+            candidates = self.decode(image_embeddings, prompts).float()
+            if coarse_iou is None and candidates.prompt_iou_predictions is not None:
+                coarse_iou = candidates.prompt_iou_predictions
+            chosen = candidates.mean() if options.candidate == "mean" else candidates.multimask().best()
+            new_logits = chosen.low_res_logits[:, 0]
             new_masks = (new_logits > 0) & valid
             alive = alive & new_masks.flatten(1).any(1)
             changes.append(torch.where(alive, mask_iou(new_masks, soft_masks >= 0.5), 1.0))
             previous = ious[-1] if ious else torch.zeros_like(changes[-1])
-            ious.append(torch.where(alive, best.iou_predictions[:, 0].float(), previous))
+            ious.append(torch.where(alive, chosen.iou_predictions[:, 0], previous))
+            unanimity = torch.where(alive, _unanimity(candidates, valid), unanimity)
             logits = torch.where(alive[:, None, None], new_logits, logits)
             soft_masks = torch.where(alive[:, None, None], new_masks.to(soft_masks.dtype), soft_masks)
-        return logits, torch.stack(ious, 1), torch.stack(changes, 1)
+        if coarse_iou is None:
+            coarse_iou = torch.full_like(ious[0], torch.nan)
+        return _Passes(logits, torch.stack(ious, 1), torch.stack(changes, 1), coarse_iou, unanimity)
+
+
+def _unanimity(candidates: MaskPrediction, valid: Tensor) -> Tensor:
+    """(n,) what all candidates share over what any of them covers; 1 where none covers anything."""
+    masks = (candidates.low_res_logits > 0) & valid[:, None]
+    return mask_iou(masks.all(1), masks.any(1))
 
 
 def _is_whole(frame: Frame) -> bool:

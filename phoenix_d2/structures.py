@@ -69,23 +69,36 @@ class MaskPrediction:
         iou_predictions: (N, M) float, the decoder's own estimate of each candidate's IoU.
         features: (N, C, s, s) float, the decoder's upscaled image embedding (paper B.1), from which
             all candidates of a mask are read.
+        prompt_iou_predictions: (N,) float, the decoder's estimate of the IoU of the mask that it was
+            prompted with, or None if it makes none.
     """
 
     low_res_logits: Tensor
     iou_predictions: Tensor
     features: Tensor
+    prompt_iou_predictions: Tensor | None = None
 
     def __post_init__(self) -> None:
         assert self.low_res_logits.ndim == 4 and self.features.ndim == 4
         assert self.iou_predictions.shape == self.low_res_logits.shape[:2]
 
+    def float(self) -> MaskPrediction:
+        """In float32."""
+        prompt_iou = self.prompt_iou_predictions
+        return MaskPrediction(
+            self.low_res_logits.float(),
+            self.iou_predictions.float(),
+            self.features.float(),
+            None if prompt_iou is None else prompt_iou.float(),
+        )
+
     def select(self, candidate: Tensor) -> MaskPrediction:
         """Keep one candidate a mask; `candidate` is (N,) long."""
         rows = torch.arange(len(candidate), device=candidate.device)
-        return MaskPrediction(
-            self.low_res_logits[rows, candidate][:, None],
-            self.iou_predictions[rows, candidate][:, None],
-            self.features,
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits[rows, candidate][:, None],
+            iou_predictions=self.iou_predictions[rows, candidate][:, None],
         )
 
     def single(self) -> MaskPrediction:
@@ -100,8 +113,18 @@ class MaskPrediction:
         """The candidate of the highest predicted IoU (paper B.3)."""
         return self.select(self.iou_predictions.argmax(dim=1))
 
+    def mean(self) -> MaskPrediction:
+        """The mean of all candidates, in logits and in predicted IoU."""
+        return replace(
+            self,
+            low_res_logits=self.low_res_logits.mean(dim=1, keepdim=True),
+            iou_predictions=self.iou_predictions.mean(dim=1, keepdim=True),
+        )
+
     def _candidates(self, index: slice) -> MaskPrediction:
-        return MaskPrediction(self.low_res_logits[:, index], self.iou_predictions[:, index], self.features)
+        return replace(
+            self, low_res_logits=self.low_res_logits[:, index], iou_predictions=self.iou_predictions[:, index]
+        )
 
 
 class PerturbationOutcome(IntEnum):
@@ -114,6 +137,7 @@ class PerturbationOutcome(IntEnum):
     MORPHOLOGICAL = 4
     FROM_MODEL = 5
     SHAPELESS = 6
+    DEGRADED = 7
 
 
 @dataclass(frozen=True)
@@ -148,34 +172,49 @@ class RefinementStatus(IntEnum):
     """Too small for the low-resolution frame, and zooming is off."""
     KEPT_VANISHED = 3
     """The decoder erased it: kept, since a refiner mends masks and does not judge detections."""
+    KEPT_REJECTED = 4
+    """The gate expects the refined mask to be no better: see `phoenix_d2.gate`."""
 
 
 @dataclass(frozen=True)
 class RefinementResult:
     """Refined masks of one image.
 
+    Of a mask that was refined and then rejected, everything but `masks` tells of the refined one, so that the
+    decision can be looked into; "kept as it was" below means the other reasons to keep a mask.
+
     Attributes:
         masks: (N, H, W) bool in the image frame.
         iou_predictions: (N,) float, predicted IoU of each refined mask; 0 for a mask kept as it was.
+        coarse_iou_predictions: (N,) float, the decoder's estimate of the coarse masks' own IoU; NaN for a
+            mask that was not decoded, and where the decoder makes none.
         low_res_logits: (N, s, s) float, the last pass' logits in the frame it was decoded in (the
             window of a zoomed mask); 0 for a mask kept as it was.
         status: (N,) long, values of `RefinementStatus`.
         iou_trace: (N, T) float, predicted IoU after each pass.
         change_trace: (N, T) float, IoU of each pass' mask with the mask it was given.
+        evidence: (N, F) float, what the gate goes by, see `phoenix_d2.gate.EVIDENCE`; NaN for a mask that was not
+            decoded, and where there is none of a kind.
+        predicted_gain: (N,) float, how much better the gate expects the refined mask to be; NaN for a mask kept
+            as it was, and for all where no calibrated gate was asked.
     """
 
     masks: Tensor
     iou_predictions: Tensor
+    coarse_iou_predictions: Tensor
     low_res_logits: Tensor
     status: Tensor
     iou_trace: Tensor
     change_trace: Tensor
+    evidence: Tensor
+    predicted_gain: Tensor
 
     def __post_init__(self) -> None:
         n = self.masks.shape[0]
         assert self.masks.ndim == self.low_res_logits.ndim == 3 and self.low_res_logits.shape[0] == n
-        assert self.iou_predictions.shape == self.status.shape == (n,)
+        assert self.iou_predictions.shape == self.coarse_iou_predictions.shape == self.status.shape == (n,)
         assert self.iou_trace.shape == self.change_trace.shape and self.iou_trace.shape[0] == n
+        assert self.evidence.ndim == 2 and self.predicted_gain.shape == self.evidence.shape[:1] == (n,)
 
     def __len__(self) -> int:
         return self.masks.shape[0]

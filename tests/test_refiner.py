@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+from phoenix_d2.gate import EVIDENCE, RefinementGate
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.ops.masks import mask_iou
 from phoenix_d2.prompting import CoarseMaskPrompter
@@ -69,6 +71,14 @@ def encoded(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch) -> list[Tenso
     return batches
 
 
+def disagreeing(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+    """Four candidates: the left half by much, nothing, the right half by little, and nothing."""
+    answer = echo(image_embeddings, prompts)
+    logits = torch.full_like(answer.low_res_logits, -1.0)
+    logits[:, 0, :, : SIDE // 2], logits[:, 2, :, SIDE // 2 :] = 9.0, 2.0
+    return replace(answer, low_res_logits=logits)
+
+
 def image_of(height: int, width: int) -> Tensor:
     return torch.randint(0, 256, (3, height, width), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
 
@@ -89,6 +99,18 @@ def random_rectangles(n: int, size: tuple[int, int], max_side: int) -> Tensor:
 
 def statuses(status: Tensor) -> list[RefinementStatus]:
     return [RefinementStatus(value) for value in status.tolist()]
+
+
+@pytest.mark.parametrize("candidate", ["best", "mean"])
+def test_candidates(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch, candidate: Any) -> None:
+    """The best multimask candidate is the one predicted to be; in the mean, the single mask outweighs all others."""
+    monkeypatch.setattr(refiner, "decode", disagreeing)
+    options = RefineOptions(num_iters=1, candidate=candidate)
+    result = refiner.refine(image_of(SIDE, SIDE), rectangles((SIDE, SIDE), (4, 4, 28, 28)), options=options)
+    left, right = (0, 0, SIDE // 2, SIDE), (SIDE // 2, 0, SIDE, SIDE)
+    assert result.masks.equal(rectangles((SIDE, SIDE), right if candidate == "best" else left))
+    assert result.iou_predictions.item() == pytest.approx(0.75 if candidate == "best" else 0.6)
+    assert result.evidence[0, EVIDENCE.index("unanimity")] == 0
 
 
 def test_no_masks_give_no_masks_and_encode_nothing(refiner: MaskRefiner, encoded: list[Tensor]) -> None:
@@ -291,13 +313,14 @@ def test_the_cascade_hands_over_binary_masks(refiner: MaskRefiner) -> None:
     embeddings = torch.randn(1, 256, 8, 8, generator=generator)
     soft_masks = torch.rand(3, SIDE, SIDE, generator=generator)
     valid, no_cues = torch.ones(3, SIDE, SIDE, dtype=torch.bool), _Cues(None, None, None)
-    logits, ious, changes = refiner._cascade(embeddings, soft_masks, valid, no_cues, 2)
-    first, first_ious, _ = refiner._cascade(embeddings, soft_masks, valid, no_cues, 1)
-    second, second_ious, second_changes = refiner._cascade(embeddings, (first > 0).float(), valid, no_cues, 1)
-    assert logits.equal(second)
-    assert ious.equal(torch.cat([first_ious, second_ious], 1))
-    assert changes[:, 1:].equal(second_changes)
-    assert not logits.equal(first), "a second pass that changes nothing would prove nothing"
+    once, twice = RefineOptions(num_iters=1), RefineOptions(num_iters=2)
+    both = refiner._cascade(embeddings, soft_masks, valid, no_cues, twice)
+    first = refiner._cascade(embeddings, soft_masks, valid, no_cues, once)
+    second = refiner._cascade(embeddings, (first.logits > 0).float(), valid, no_cues, once)
+    assert both.logits.equal(second.logits)
+    assert both.ious.equal(torch.cat([first.ious, second.ious], 1))
+    assert both.changes[:, 1:].equal(second.changes)
+    assert not both.logits.equal(first.logits), "a second pass that changes nothing would prove nothing"
 
 
 def test_refining_twice_is_refining_with_two_passes(refiner: MaskRefiner) -> None:
@@ -458,3 +481,65 @@ def test_frozen_parts_take_no_gradient(refiner: MaskRefiner) -> None:
     trained = {name for name, parameter in refiner.image_encoder.named_parameters() if parameter.requires_grad}
     assert trained == {"neck.weight", "neck.bias"}
     assert refiner.frame((48, 64)) == Frame((48, 64), (0, 0, 64, 48), refiner.input_size, refiner.low_res_size)
+
+
+def gate_of(bias: float) -> RefinementGate:
+    """A gate that predicts the same gain for every mask."""
+    return RefinementGate(("overlap",), (0.5,), (0.1,), bias, (0.0,), ((0.0,),))
+
+
+def test_a_gate_that_rejects_everything_returns_the_coarse_masks(refiner: MaskRefiner) -> None:
+    image, masks = image_of(96, 128), rectangles((96, 128), (20, 20, 80, 80), (30, 10, 90, 60), (0, 0, 0, 0))
+    ungated = refiner.refine(image, masks)
+    assert not ungated.masks[:2].equal(masks[:2]) and ungated.predicted_gain.isnan().all()
+    refiner.gate = gate_of(-0.1)
+    gated = refiner.refine(image, masks)
+    assert gated.masks.equal(masks)
+    assert statuses(gated.status) == [RefinementStatus.KEPT_REJECTED] * 2 + [RefinementStatus.KEPT_EMPTY]
+    assert gated.predicted_gain[:2].tolist() == pytest.approx([-0.1, -0.1]) and gated.predicted_gain[2].isnan()
+    for name in ("iou_predictions", "low_res_logits", "iou_trace", "change_trace"):
+        assert getattr(gated, name).equal(getattr(ungated, name)), "what was rejected can be looked into"
+
+
+def test_a_gate_that_accepts_everything_changes_nothing(refiner: MaskRefiner) -> None:
+    image, masks = image_of(96, 128), random_rectangles(5, (96, 128), 60)
+    refiner.gate = gate_of(0.1)
+    gated, off = (refiner.refine(image, masks, options=RefineOptions(num_iters=2, gate=g)) for g in ("auto", "off"))
+    assert gated.masks.equal(off.masks) and gated.status.equal(off.status)
+    assert off.predicted_gain.isnan().all() and gated.predicted_gain.isfinite().all()
+
+
+def test_evidence_is_measured_of_what_was_decoded(refiner: MaskRefiner) -> None:
+    masks = rectangles((96, 128), (20, 20, 80, 80), (0, 0, 0, 0), (60, 41, 65, 45))
+    result = refiner.refine(image_of(96, 128), masks)
+    assert result.evidence.shape == (3, len(EVIDENCE)) and result.evidence[1].isnan().all()
+    known = result.evidence[[0, 2]].isfinite().all(0)
+    assert {name for name, is_known in zip(EVIDENCE, known, strict=True) if not is_known} == {"coarse_iou"}
+    agreement = result.evidence[:, EVIDENCE.index("agreement")]
+    assert agreement[[0, 2]].equal(result.change_trace[[0, 2], -1])
+    once = refiner.refine(image_of(96, 128), masks, options=RefineOptions(num_iters=1))
+    assert once.evidence[:, EVIDENCE.index("agreement")].isnan().all()
+
+
+def test_the_fixed_gate_goes_by_its_thresholds(echo_refiner: MaskRefiner) -> None:
+    image, masks = image_of(SIDE, SIDE), rectangles((SIDE, SIDE), (5, 5, 25, 20))
+    for min_iou, status in ((0.7, RefinementStatus.REFINED), (0.8, RefinementStatus.KEPT_REJECTED)):
+        options = RefineOptions(num_iters=1, gate="fixed", gate_min_iou=min_iou)
+        result = echo_refiner.refine(image, masks, options=options)
+        assert statuses(result.status) == [status]
+        assert result.predicted_gain.isnan().all()
+
+
+def test_a_calibrated_gate_that_is_not_there_is_refused(refiner: MaskRefiner) -> None:
+    masks = rectangles((96, 128), (20, 20, 80, 80))
+    with pytest.raises(ValueError, match="this refiner has none: calibrate one"):
+        refiner.refine(image_of(96, 128), masks, options=RefineOptions(gate="calibrated"))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [({"gate": "on"}, "Unknown gate 'on': expected one of auto"), ({"gate_min_iou": 50.0}, "must be from 0 to 1")],
+)
+def test_gate_options_out_of_range_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefineOptions(**options)

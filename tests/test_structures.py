@@ -79,8 +79,19 @@ def test_best_keeps_the_highest_predicted_iou_of_each_mask() -> None:
 
 
 def test_refinement_results_of_unequal_lengths_are_refused() -> None:
-    n, fields = torch.zeros(2), [torch.zeros(2, 4, 5), torch.zeros(2), torch.zeros(2, 3, 3)]
-    result = RefinementResult(*fields, n.long(), torch.zeros(2, 5), torch.zeros(2, 5))
+    n = torch.zeros(2)
+    result = RefinementResult(
+        masks=torch.zeros(2, 4, 5),
+        iou_predictions=n,
+        coarse_iou_predictions=n,
+        low_res_logits=torch.zeros(2, 3, 3),
+        status=n.long(),
+        iou_trace=torch.zeros(2, 5),
+        change_trace=torch.zeros(2, 5),
+        evidence=torch.zeros(2, 4),
+        predicted_gain=n,
+    )
     assert len(result) == 2
-    with pytest.raises(AssertionError):
-        dataclasses.replace(result, status=torch.zeros(3))
+    for name in ("status", "coarse_iou_predictions", "evidence", "predicted_gain"):
+        with pytest.raises(AssertionError):
+            dataclasses.replace(result, **{name: torch.zeros(3, *getattr(result, name).shape[1:])})

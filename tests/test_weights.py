@@ -19,7 +19,7 @@ def test_packaged_weights_say_what_they_are_and_stay_small(name: str) -> None:
     path = find_weights(name)
     assert path.stat().st_size <= 12_000_000
     assert path.with_suffix(".md").is_file(), "weights need a card"
-    assert set(read_metadata(path)) == {"encoder", "encoder_sha256", "input_size", "prompter", "options"}
+    assert set(read_metadata(path)) == {"encoder", "encoder_sha256", "input_size", "prompter", "options", "gate"}
 
 
 def test_phoenix_tiny_finds_a_disk_in_its_box() -> None:

@@ -12,10 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from phoenix_d2.baselines import CropRefiner
     from phoenix_d2.offline.job import ImageTask
     from phoenix_d2.predictor import PhoenixRefiner
-
-DEFAULT_WEIGHTS = "phoenix_tiny"
 
 DETAILS = """\
 examples:
@@ -25,6 +24,8 @@ examples:
   annotations, with options from a config, on two processes:
     python tools/refine_json.py --config phoenix_tiny.yaml --weights model_final.pth --num-workers 2 \\
         --images images --input instances.json --output refined.json MODEL.REFINER.ZOOM_BELOW 0.5
+  by a baseline that Phoenix is compared with:
+    python tools/refine_json.py --refiner grabcut --images images --input instances.json --output refined.json
   go on after a run was killed:
     the same command with --resume
 
@@ -52,9 +53,14 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--annotations", type=Path, metavar="JSON", help="annotation file that lists the images of a results file"
     )
     parser.add_argument(
+        "--refiner", metavar="NAME",
+        help="phoenix, samrefiner (its --weights are a decoder before Phoenix training), grabcut or morphology "
+        "(default: MODEL.REFINER.NAME of the config, else phoenix)",
+    )  # fmt: skip
+    parser.add_argument(
         "--weights", metavar="FILE",
         help="of a trained refiner: a file, or the name of weights that come with the package "
-        f"(default: MODEL.REFINER.WEIGHTS of the config, else {DEFAULT_WEIGHTS})",
+        "(default: MODEL.REFINER.WEIGHTS of the config, else phoenix_tiny for phoenix)",
     )  # fmt: skip
     parser.add_argument(
         "--config", metavar="FILE",
@@ -62,7 +68,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "None, the options stored with the weights; needs Detectron2",
     )  # fmt: skip
     parser.add_argument(
-        "--num-iters", type=_positive, metavar="T", help="passes of the cascade (default: as stored with the weights)"
+        "--num-iters",
+        type=_positive,
+        metavar="T",
+        help="passes of the cascade (default: as stored with the weights; 5 for samrefiner)",
     )
     parser.add_argument("--update-boxes", action="store_true", help="let boxes and areas follow the masks")
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
@@ -151,39 +160,62 @@ def pick_device(args: argparse.Namespace) -> str:
     return args.device or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def load_refiner(args: argparse.Namespace, device: str) -> PhoenixRefiner:
-    """The refiner of the config, or of the weights alone."""
-    from dataclasses import replace
+def load_refiner(args: argparse.Namespace, device: str) -> PhoenixRefiner | CropRefiner:
+    """The refiner that arguments and config name."""
+    from phoenix_d2.baselines import CLASSICAL, build_refiner, check_name
 
-    from phoenix_d2.predictor import PhoenixRefiner
+    cfg = None if args.config is None else read_config(args)
+    name = args.refiner or ("phoenix" if cfg is None else cfg.MODEL.REFINER.NAME)
+    check_name(name)
+    if name in CLASSICAL:
+        given = [flag for flag, value in (("--weights", args.weights), ("--num-iters", args.num_iters)) if value]
+        if given:
+            raise ValueError(f"The refiner {name!r} has no network: omit {' and '.join(given)}.")
+        parameters = {} if cfg is None else cfg.MODEL.REFINER[name.upper()]
+        return build_refiner(name, **{key.lower(): value for key, value in parameters.items()})
+    passes = {} if args.num_iters is None else {"num_iters": args.num_iters}
+    if cfg is None:
+        return build_refiner(name, weights=args.weights, device=device, **passes)
+    return configured_refiner(args, cfg, name, device, **passes)
 
-    if args.config is None:
-        refiner = PhoenixRefiner.from_pretrained(args.weights or DEFAULT_WEIGHTS, device=device)
-    else:
-        refiner = PhoenixRefiner.from_config(configured(args, device))
-    if args.num_iters is not None:
-        refiner.refiner.options = replace(refiner.options, num_iters=args.num_iters)
-    return refiner
 
-
-def configured(args: argparse.Namespace, device: str) -> Any:
-    """The config with the overrides, the device and the weights of the command line."""
+def read_config(args: argparse.Namespace) -> Any:
+    """The config with the overrides of the command line."""
     from phoenix_d2.config import load_config
-    from phoenix_d2.sam.pretrained import find_weights
 
     cfg = load_config(args.config)
     try:
         cfg.merge_from_list(args.opts)
     except (AssertionError, KeyError, ValueError) as error:
         raise ValueError(f"{' '.join(args.opts)}: {error.args[0]}. All keys are in phoenix_d2/config.py.") from error
-    cfg.MODEL.DEVICE = device
-    if args.weights or not cfg.MODEL.REFINER.WEIGHTS:
-        cfg.MODEL.REFINER.WEIGHTS = str(find_weights(args.weights or DEFAULT_WEIGHTS))
     return cfg
 
 
+def configured_refiner(args: argparse.Namespace, cfg: Any, name: str, device: str, **options: Any) -> PhoenixRefiner:
+    """A refiner with a network, of the weights of the command line before those of the config."""
+    from dataclasses import replace
+
+    from phoenix_d2.baselines import LEARNED, choose_weights
+    from phoenix_d2.modeling.build import refine_options
+    from phoenix_d2.predictor import PhoenixRefiner
+    from phoenix_d2.sam.pretrained import find_weights
+
+    cfg.MODEL.DEVICE = device
+    if args.weights or not cfg.MODEL.REFINER.WEIGHTS:
+        cfg.MODEL.REFINER.WEIGHTS = str(find_weights(choose_weights(name, args.weights)))
+    refiner = LEARNED[name](PhoenixRefiner.from_config(cfg))
+    # the config goes before what the refiner's name stands for
+    refiner.refiner.options = replace(refine_options(cfg, refiner.options), **options)
+    return refiner
+
+
 def refine_share(
-    args: argparse.Namespace, tasks: Sequence[ImageTask], file_number: int, refiner: PhoenixRefiner, *, bar: bool = True
+    args: argparse.Namespace,
+    tasks: Sequence[ImageTask],
+    file_number: int,
+    refiner: PhoenixRefiner | CropRefiner,
+    *,
+    bar: bool = True,
 ) -> None:
     """Refine images into a journal file of their own."""
     from tqdm import tqdm

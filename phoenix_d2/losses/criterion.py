@@ -102,21 +102,24 @@ class RefinementCriterion(nn.Module):
             generator: draws the pixels of CMRL.
 
         Returns:
-            The losses, scalars already weighted, to be added up: `loss_focal`, `loss_dice`,
-            `loss_iou`, and with CMRL `loss_cmrl_intra`, `loss_cmrl_inter`, `loss_cmrl_self`.
+            The losses, scalars already weighted, to be added up: `loss_focal`, `loss_dice`, `loss_iou`;
+            `loss_prompt_iou` with noisy masks, if the decoder predicts their IoU; and with CMRL
+            `loss_cmrl_intra`, `loss_cmrl_inter`, `loss_cmrl_self`.
             The diagnostics, detached scalars: `iou_refined` of the candidate that inference would
             select, and with noisy masks `iou_noisy`, `iou_gain` (refined minus noisy) and the share of
             valid pixels in each region, `region_<name>`.
         """
         assert prediction.low_res_logits.shape[1] > 1, "the multimask candidates are missing"
         with torch.autocast(targets.device.type, enabled=False):
-            prediction = MaskPrediction(
-                prediction.low_res_logits.float(), prediction.iou_predictions.float(), prediction.features.float()
-            )
+            prediction = prediction.float()
             target_masks = targets >= 0.5
             losses, best = self._mask_losses(prediction, targets, valid)
             diagnostics = _iou_diagnostics(prediction, target_masks, noisy_masks, valid)
             if noisy_masks is not None:
+                predicted = prediction.prompt_iou_predictions
+                if predicted is not None:
+                    error = (predicted - mask_iou(noisy_masks, target_masks, valid)).square()
+                    losses["loss_prompt_iou"] = self.iou_weight * _mean(error)
                 refined_masks = prediction.select(best).low_res_logits[:, 0] > 0
                 regions = refinement_regions(
                     target_masks, noisy_masks, refined_masks, valid, count_new_errors=self.count_new_errors

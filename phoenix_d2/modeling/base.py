@@ -15,9 +15,10 @@ from detectron2.utils.events import get_event_storage
 from torch import Tensor, nn
 
 from phoenix_d2.losses.criterion import RefinementCriterion
-from phoenix_d2.modeling.build import amp_dtype, build_refiner
+from phoenix_d2.modeling.build import amp_dtype, build_feature_cache, build_refiner
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.sam.checkpoint import is_frozen
+from phoenix_d2.sam.feature_cache import CachedEncoder, FeatureCache
 
 _REFINER_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
@@ -71,9 +72,11 @@ class RefinerArchitecture(nn.Module, ABC):
         seed: of every random draw in training; draws depend on it, the iteration and the process alone.
         max_iter: iterations of the whole run, for schedules.
         amp_dtype: arithmetic of encoder and decoder in training; None is float32.
+        feature_cache: keeps what the frozen part of the encoder makes of training images.
 
     Raises:
-        ValueError: `trainable` is empty, or names what is no part of the refiner.
+        ValueError: `trainable` is empty, or names what is no part of the refiner, or the encoder's features
+            cannot be cached.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class RefinerArchitecture(nn.Module, ABC):
         seed: int,
         max_iter: int,
         amp_dtype: torch.dtype | None,
+        feature_cache: FeatureCache | None = None,
     ) -> None:
         super().__init__()
         unknown = set(trainable) - set(_REFINER_PARTS)
@@ -104,6 +108,10 @@ class RefinerArchitecture(nn.Module, ABC):
         # no path leads from the loss to the embedding of absent masks when every sample has one, and
         # distributed training waits for every gradient
         refiner.prompt_encoder.no_mask_embed.requires_grad_(False)
+        self.cached_encoder: CachedEncoder | None = None
+        if feature_cache is not None:
+            train_neck = any(parameter.requires_grad for parameter in refiner.image_encoder.parameters())
+            self.cached_encoder = CachedEncoder(refiner, feature_cache, train_neck=train_neck)
         self.latest_panel: dict[str, Tensor] = {}
 
     @classmethod
@@ -115,6 +123,7 @@ class RefinerArchitecture(nn.Module, ABC):
             "seed": max(cfg.SEED, 0),
             "max_iter": cfg.SOLVER.MAX_ITER,
             "amp_dtype": amp_dtype(cfg),
+            "feature_cache": build_feature_cache(cfg),
         }
 
     @property
@@ -148,11 +157,10 @@ class RefinerArchitecture(nn.Module, ABC):
 
     def load_batch(self, batched_inputs: list[dict[str, Any]]) -> TargetBatch:
         """Encode the images of a batch and bring its masks to the low-resolution frame."""
-        images, coverage, valid, model_masks, image_index = [], [], [], [], []
+        coverage, valid, model_masks, image_index = [], [], [], []
         for i, inputs in enumerate(batched_inputs):
             instances: Instances = inputs["instances"]
             frame = self.refiner.frame(instances.image_size)
-            images.append(self.refiner.preprocess(inputs["image"].to(self.device), frame))
             coverage.append(frame.masks_to_low_res(instances.gt_masks.tensor.to(self.device)))
             valid.append(frame.valid_mask(self.device).expand_as(coverage[-1]))
             if instances.has("coarse_masks"):
@@ -160,15 +168,25 @@ class RefinerArchitecture(nn.Module, ABC):
             else:
                 model_masks.append(torch.zeros_like(valid[-1]))
             image_index += [i] * len(instances)
-        with self.autocast():
-            embeddings = self.refiner.encode_image(torch.stack(images))
         return TargetBatch(
-            embeddings.float(),
+            self._encode([inputs["image"] for inputs in batched_inputs]),
             torch.tensor(image_index, dtype=torch.long, device=self.device),
             torch.cat(coverage),
             torch.cat(valid),
             torch.cat(model_masks),
         )
+
+    def _encode(self, images: list[Tensor]) -> Tensor:
+        """Embed (3, h, w) uint8 images, resized to the model input already, through the cache if there is one."""
+        if self.cached_encoder is not None:
+            with self.autocast():
+                embeddings, num_found = self.cached_encoder.encode(images)
+            get_event_storage().put_scalar("feature_cache_hits", num_found / len(images))
+            return embeddings.float()
+        frames = [self.refiner.frame((image.shape[1], image.shape[2])) for image in images]
+        inputs = [self.refiner.preprocess(i.to(self.device), frame) for i, frame in zip(images, frames, strict=True)]
+        with self.autocast():
+            return self.refiner.encode_image(torch.stack(inputs)).float()
 
     def record(self, diagnostics: dict[str, Tensor]) -> None:
         """Put scalars into the event storage, in one transfer from the device."""

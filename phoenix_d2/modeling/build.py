@@ -17,6 +17,7 @@ from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner as build_sam_refiner
 from phoenix_d2.sam.checkpoint import load_encoder
+from phoenix_d2.sam.feature_cache import FeatureCache
 from phoenix_d2.sam.pretrained import load_pretrained
 
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -66,6 +67,7 @@ def build_noise_sampler(cfg: CfgNode, **changes: Any) -> NoiseSampler:
         "guides": tuple(node.GUIDES),
         "morphology_prob": node.MORPHOLOGY_PROB,
         "shapeless_prob": node.SHAPELESS_PROB,
+        "degradation_prob": node.DEGRADATION_PROB,
         "min_iou": node.MIN_IOU,
         "num_embeddings": node.NUM_EMBEDDINGS,
         "init_std": node.INIT_STD,
@@ -89,6 +91,23 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     if name not in _AMP_DTYPES:
         raise ValueError(f"MODEL.PHOENIX.AMP_DTYPE is {name!r}: expected one of {', '.join(_AMP_DTYPES)}.")
     return _AMP_DTYPES[name] if cfg.SOLVER.AMP.ENABLED else None
+
+
+def build_feature_cache(cfg: CfgNode) -> FeatureCache | None:
+    """The cache in the folder `MODEL.PHOENIX.FEATURE_CACHE`, or None where that is "".
+
+    Raises:
+        ValueError: no view of an image is ever seen again, or the limit is not positive.
+    """
+    node = cfg.MODEL.PHOENIX
+    if not node.FEATURE_CACHE:
+        return None
+    if node.DATA.NUM_VIEWS == 0:
+        raise ValueError(
+            f"MODEL.PHOENIX.FEATURE_CACHE is {node.FEATURE_CACHE!r}, but every view of an image is a new one: set "
+            "MODEL.PHOENIX.DATA.NUM_VIEWS, to 8 for instance."
+        )
+    return FeatureCache(node.FEATURE_CACHE, max_bytes=round(node.FEATURE_CACHE_GB * 1e9))
 
 
 def build_criterion(cfg: CfgNode, *, cmrl: bool = True) -> RefinementCriterion:

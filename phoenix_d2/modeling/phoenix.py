@@ -9,6 +9,7 @@ from detectron2.config import CfgNode, configurable
 from detectron2.modeling import META_ARCH_REGISTRY
 from torch import Tensor
 
+from phoenix_d2.attack import attackable_decoder, check_dense_prompt
 from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
 from phoenix_d2.modeling.build import build_criterion, build_noise_sampler
 from phoenix_d2.perturbation import NoiseSampler
@@ -47,8 +48,7 @@ class Phoenix(RefinerArchitecture):
         **base: Any,
     ) -> None:
         super().__init__(**base)
-        if dense_prompt not in ("none", "target"):
-            raise ValueError(f"Unknown dense prompt under attack {dense_prompt!r}: expected 'none' or 'target'.")
+        check_dense_prompt(dense_prompt)
         if cascade_depth < 1:
             raise ValueError(f"cascade_depth is {cascade_depth}: expected at least 1; cascade_prob=0 turns it off.")
         self.noise_sampler = noise_sampler
@@ -92,19 +92,10 @@ class Phoenix(RefinerArchitecture):
     @torch.no_grad()
     def perturb(self, batch: TargetBatch, generator: torch.Generator) -> PerturbationResult:
         """Noisy masks of the targets of a batch; the decoder is attacked as it is now, in float32."""
-        embeddings = batch.embeddings.detach()
-        prompts = self.refiner.prompter(batch.coverage, stride=self.refiner.stride)
-        sparse, dense = self.refiner.prompt_encoder.encode(prompts)
-        if self.dense_prompt == "none":
-            dense = self.refiner.prompt_encoder.no_mask_embeddings(len(prompts))
-
-        def decode(perturbation: Tensor, active: Tensor) -> Tensor:
-            # the perturbation comes before the visual prompt embeddings (Algorithm 1, line 4)
-            tokens = torch.cat([perturbation, sparse[active]], dim=1)
-            prediction = self.refiner.decode_embeddings(embeddings[active], tokens, dense[active])
-            return prediction.single().low_res_logits[:, 0]
-
-        used = torch.rand(len(prompts), generator=generator) < self.model_noise_prob
+        decode = attackable_decoder(
+            self.refiner, batch.embeddings.detach(), batch.coverage, dense_prompt=self.dense_prompt
+        )
+        used = torch.rand(len(batch.coverage), generator=generator) < self.model_noise_prob
         model_masks = batch.model_masks & used.to(self.device)[:, None, None]
         return self.noise_sampler(decode, batch.masks, batch.valid, model_masks=model_masks, generator=generator)
 

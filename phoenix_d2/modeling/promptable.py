@@ -71,7 +71,9 @@ class PromptableDecoder(RefinerArchitecture):
         return super().from_config(cfg) | {
             "criterion": build_criterion(cfg, cmrl=False),
             # there is nothing worth attacking yet
-            "noise_sampler": build_noise_sampler(cfg, morphology_prob=1 - node.PERTURBATION.SHAPELESS_PROB),
+            "noise_sampler": build_noise_sampler(
+                cfg, morphology_prob=1 - node.PERTURBATION.SHAPELESS_PROB - node.PERTURBATION.DEGRADATION_PROB
+            ),
             "rounds": node.PRETRAIN.ROUNDS,
             "prompt_probs": tuple(node.PRETRAIN.PROMPT_PROBS),
             "drop_prob": node.PROMPT.DROP_PROB,
@@ -83,10 +85,14 @@ class PromptableDecoder(RefinerArchitecture):
         generator = self.generator()
         batch = self.load_batch(batched_inputs).repeat(self.prompts_per_mask)
         prompts, has_mask, coarse_masks = self._first_prompts(batch, generator)
+        # of a sample without mask prompt, none of the target is given: an IoU of 0
+        prompt_masks = coarse_masks & has_mask[:, None, None]
         total: dict[str, Tensor] = {}
         for turn in range(self.rounds):
             prediction = self._decode(batch, prompts, has_mask)
-            losses, diagnostics = self.criterion(prediction, batch.coverage, None, batch.valid, generator=generator)
+            losses, diagnostics = self.criterion(
+                prediction, batch.coverage, prompt_masks, batch.valid, generator=generator
+            )
             total = {name: total.get(name, 0) + loss / self.rounds for name, loss in losses.items()}
             self.record({f"iou_round_{turn}": diagnostics["iou_refined"]})
             masks = prediction.multimask().best().low_res_logits[:, 0].detach().float()
@@ -94,7 +100,7 @@ class PromptableDecoder(RefinerArchitecture):
                 self.record(_gain(masks > 0, coarse_masks, batch, has_mask))
             if turn + 1 < self.rounds:
                 prompts = self._correct(prompts, masks, batch, generator)
-                has_mask = torch.ones_like(has_mask)
+                has_mask, prompt_masks = torch.ones_like(has_mask), masks > 0
         self.keep_panel(batched_inputs, batch, refined=masks > 0)
         return total
 

@@ -29,6 +29,7 @@ _REASONS = {
     RefinementStatus.KEPT_EMPTY: "empty",
     RefinementStatus.KEPT_SMALL: "too small",
     RefinementStatus.KEPT_VANISHED: "erased by the refiner",
+    RefinementStatus.KEPT_REJECTED: "rejected by the gate",
 }
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from phoenix_d2 import __version__
+from phoenix_d2.baselines.base import CropRefiner
 from phoenix_d2.data.mask_json import PathLike, Record, read_json, write_json_atomically
 from phoenix_d2.offline.job import ImageOutcome
 from phoenix_d2.predictor import PhoenixRefiner
@@ -102,17 +103,24 @@ class JournalFile:
 
 
 def fingerprint_of(
-    refiner: PhoenixRefiner, *, input_file: PathLike, annotation_file: PathLike | None, update_boxes: bool
+    refiner: PhoenixRefiner | CropRefiner, *, input_file: PathLike, annotation_file: PathLike | None, update_boxes: bool
 ) -> Record:
     """All that a run's output depends on but the images, by names that `Journal.begin` tells users."""
     return {
         "input": _sha256(Path(input_file).read_bytes()),
         "annotations": None if annotation_file is None else _sha256(Path(annotation_file).read_bytes()),
-        "weights": hash_tensors(trained_state_dict(refiner.refiner)),
-        **refiner_metadata(refiner.refiner),
         "update_boxes": update_boxes,
-        "version of phoenix_d2": __version__,
+        **refiner_fingerprint(refiner),
     }
+
+
+def refiner_fingerprint(refiner: PhoenixRefiner | CropRefiner) -> Record:
+    """All that a refiner's masks depend on but what it is given, in plain values."""
+    identity = {"refiner": type(refiner).__name__, "version of phoenix_d2": __version__}
+    if isinstance(refiner, CropRefiner):
+        return {**identity, "parameters": asdict(refiner)}
+    weights = hash_tensors(trained_state_dict(refiner.refiner))
+    return {**identity, "weights": weights, **refiner_metadata(refiner.refiner)}
 
 
 def _sha256(content: bytes) -> str:

@@ -9,16 +9,16 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
+from phoenix_d2.baselines.base import Refiner
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
 from phoenix_d2.offline.journal import JournalFile
-from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementStatus
 
 
 def refine_images(
-    refiner: PhoenixRefiner, tasks: Iterable[ImageTask], journal: JournalFile, *, update_boxes: bool = False
+    refiner: Refiner, tasks: Iterable[ImageTask], journal: JournalFile, *, update_boxes: bool = False
 ) -> Iterator[ImageOutcome]:
     """Refine image after image; each outcome is in the journal when it comes."""
     for task in tasks:
@@ -27,8 +27,8 @@ def refine_images(
         yield outcome
 
 
-def refine_image(refiner: PhoenixRefiner, task: ImageTask, *, update_boxes: bool = False) -> ImageOutcome:
-    """Refine all masks of an image together, so that it is encoded once.
+def refine_image(refiner: Refiner, task: ImageTask, *, update_boxes: bool = False) -> ImageOutcome:
+    """Refine all masks of an image together, so that a network encodes it once.
 
     Args:
         refiner: to refine with.

@@ -1,4 +1,4 @@
-"""Realistic coarse masks at image resolution: what evaluation refines, and what users can test with.
+"""Realistic coarse masks: evaluation refines them, users test with them, training sees them among worse ones.
 
 Each keeps at least one pixel: a degradation that would leave nothing returns the mask as it was.
 """
@@ -10,6 +10,8 @@ from typing import TypeAlias
 
 import cv2
 import numpy as np
+import torch
+from torch import Tensor
 
 from phoenix_d2.perturbation import morphology
 from phoenix_d2.perturbation.morphology import BoolMask
@@ -72,8 +74,7 @@ def _polygon(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolM
 
 
 def _morphological(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolMask:
-    """An IoU of 0.9 to 0.5."""
-    return morphological(mask, iou_threshold=0.9 - 0.4 * strength, rng=rng)
+    return morphological(mask, iou_threshold=iou_threshold(strength), rng=rng)
 
 
 DEGRADATIONS: dict[str, Degradation] = {
@@ -84,6 +85,29 @@ DEGRADATIONS: dict[str, Degradation] = {
 """By name: (mask (h, w) bool, strength from 0, mild, to 1, severe, rng) -> (h, w) bool."""
 
 
+def degrade_masks(target_masks: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Noise for training: the mild mistakes of detectors and annotators, and now and then none at all.
+
+    A refiner that never sees a good mask in training does not learn to leave one alone.
+
+    Args:
+        target_masks: (N, s, s) bool.
+        generator: draws a seed a mask; the rest is drawn from that, on the host.
+
+    Returns:
+        (N, s, s) bool: each mask squeezed through a mask head's grid, coarsened to a polygon, both of random
+        strength, or unchanged, one as often as the other.
+    """
+    kinds = ("mask_head", "polygon", None)
+    seeds = torch.randint(0, 2**31, (len(target_masks),), generator=generator, device=generator.device).tolist()
+    degraded = np.empty(target_masks.shape, dtype=bool)
+    for i, (mask, seed) in enumerate(zip(target_masks.cpu().numpy(), seeds, strict=True)):
+        rng = np.random.default_rng(seed)
+        kind, strength = kinds[rng.integers(len(kinds))], rng.random()
+        degraded[i] = mask if kind is None else DEGRADATIONS[kind](mask, strength, rng)
+    return torch.from_numpy(degraded).to(target_masks.device)
+
+
 def get_degradation(kind: str, *, strength: float) -> Callable[[BoolMask, np.random.Generator], BoolMask]:
     """The degradation of that name and strength: (mask (h, w) bool, rng) -> (h, w) bool.
 
@@ -92,10 +116,24 @@ def get_degradation(kind: str, *, strength: float) -> Callable[[BoolMask, np.ran
     """
     if kind not in DEGRADATIONS:
         raise ValueError(f"Unknown degradation {kind!r}: expected one of {', '.join(sorted(DEGRADATIONS))}.")
-    if not 0 <= strength <= 1:
-        raise ValueError(f"Strength {strength} of the degradation {kind!r} is out of range: expected 0 to 1.")
+    _check_strength(strength)
     degrade = DEGRADATIONS[kind]
     return lambda mask, rng: degrade(mask, strength, rng)
+
+
+def iou_threshold(strength: float) -> float:
+    """The IoU that noise of a strength from 0 to 1 leads down to: 0.9 to 0.5.
+
+    Raises:
+        ValueError: the strength is out of range.
+    """
+    _check_strength(strength)
+    return 0.9 - 0.4 * strength
+
+
+def _check_strength(strength: float) -> None:
+    if not 0 <= strength <= 1:
+        raise ValueError(f"Strength {strength} of a degradation is out of range: expected 0 to 1.")
 
 
 def _grown_box(mask: BoolMask) -> tuple[slice, slice]:

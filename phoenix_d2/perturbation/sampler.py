@@ -1,4 +1,4 @@
-"""Which noise a training sample gets: adversarial, morphological, without an outline, or a model's own mistakes."""
+"""Which noise a training sample gets: adversarial, morphological, shapeless, mild, or a model's own mistakes."""
 
 from __future__ import annotations
 
@@ -11,9 +11,13 @@ from phoenix_d2.ops.masks import mask_iou
 from phoenix_d2.perturbation import morphology
 from phoenix_d2.perturbation.adversarial import Decode, perturb_masks
 from phoenix_d2.perturbation.criteria import get_criterion
+from phoenix_d2.perturbation.degradations import degrade_masks
 from phoenix_d2.perturbation.guidance import Guide, draw_guides, guidance_masks
 from phoenix_d2.perturbation.shapeless import shapeless_masks
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
+
+# what sums of probabilities may miss
+_ROUNDING = 1e-6
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +29,7 @@ class NoiseSampler:
         guides: names of `Guide`, lower case; one is drawn for each mask (paper 4.1).
         morphology_prob: probability of morphological instead of adversarial noise (paper Table 8e).
         shapeless_prob: probability of a mask without an outline instead (not in the paper; see `shapeless`).
+        degradation_prob: probability of a mask that is nearly right instead (not in the paper; see `degrade_masks`).
         min_iou: an attack that ends below its threshold and below this is replaced by morphological noise at the same
             threshold (not stated in the paper; our choice).
 
@@ -38,6 +43,7 @@ class NoiseSampler:
     guides: tuple[str, ...] = ("expansion", "contraction", "inversion")
     morphology_prob: float = 0.0
     shapeless_prob: float = 0.0
+    degradation_prob: float = 0.0
     min_iou: float = 0.1
     num_embeddings: int = 50
     embed_dim: int = 256
@@ -53,10 +59,11 @@ class NoiseSampler:
         low, high = self.iou_range
         if not 0 < low <= high <= 1:
             raise ValueError(f"iou_range is {self.iou_range}; expected 0 < low <= high <= 1, as in (0.3, 0.9).")
-        if min(self.morphology_prob, self.shapeless_prob) < 0 or self.adversarial_prob < 0:
+        others = (self.morphology_prob, self.shapeless_prob, self.degradation_prob)
+        if min(others) < 0 or self.adversarial_prob < -_ROUNDING:
             raise ValueError(
-                f"morphology_prob is {self.morphology_prob}, shapeless_prob {self.shapeless_prob}; expected "
-                "probabilities from 0 to 1 that add up to at most 1."
+                f"morphology_prob, shapeless_prob and degradation_prob are {others}; expected probabilities from 0 to "
+                "1 that add up to at most 1."
             )
         known = [guide.name.lower() for guide in Guide]
         if not self.guides or not set(self.guides) <= set(known):
@@ -66,7 +73,7 @@ class NoiseSampler:
     @property
     def adversarial_prob(self) -> float:
         """What the other kinds leave."""
-        return 1 - self.morphology_prob - self.shapeless_prob
+        return 1 - self.morphology_prob - self.shapeless_prob - self.degradation_prob
 
     def __call__(
         self,
@@ -93,10 +100,10 @@ class NoiseSampler:
         Raises:
             ValueError: there is no decoder and some noise could be adversarial.
         """
-        if decode is None and self.adversarial_prob > 1e-6:
+        if decode is None and self.adversarial_prob > _ROUNDING:
             raise ValueError(
-                f"decode is None, but morphology_prob is {self.morphology_prob} and shapeless_prob "
-                f"{self.shapeless_prob}, so some noise is adversarial. Pass a decoder, or let them add up to 1."
+                f"decode is None, but {self.adversarial_prob:.3g} of the noise is adversarial. Pass a decoder, or let "
+                "the probabilities of the other kinds add up to 1."
             )
         n, device = len(target_masks), target_masks.device
         valid = torch.ones_like(target_masks) if valid is None else valid.expand_as(target_masks)
@@ -109,13 +116,14 @@ class NoiseSampler:
         given = torch.zeros_like(target_masks) if model_masks is None else model_masks
         result = _unattacked(given, target_masks, valid, PerturbationOutcome.FROM_MODEL)
         free = ~given.flatten(1).any(1)
-        morphological = free & (kind < self.morphology_prob)
-        shapeless = free & ~morphological & (kind < self.morphology_prob + self.shapeless_prob)
-        if decode is None:
-            # sums of probabilities may miss 1 by a rounding
-            shapeless = free & ~morphological
-        else:
-            rows = (free & ~morphological & ~shapeless).nonzero()[:, 0]
+        first, second = self.morphology_prob, self.morphology_prob + self.shapeless_prob
+        # without a decoder nothing is left for the attack, though the sum of probabilities may miss 1 by a rounding
+        third = second + self.degradation_prob if decode is not None else 1.0
+        morphological = free & (kind < first)
+        shapeless = free & (kind >= first) & (kind < second)
+        degraded = free & (kind >= second) & (kind < third)
+        if decode is not None:
+            rows = (free & (kind >= third)).nonzero()[:, 0]
             attacked = self._attack(
                 _of_rows(decode, rows),
                 target_masks[rows],
@@ -131,6 +139,11 @@ class NoiseSampler:
         coarse = shapeless_masks(target_masks[rows], generator=generator) & valid[rows]
         coarse_result = _unattacked(coarse, target_masks[rows], valid[rows], PerturbationOutcome.SHAPELESS)
         result = _replace_rows(result, rows, coarse_result)
+
+        rows = degraded.nonzero()[:, 0]
+        mild = degrade_masks(target_masks[rows], generator=generator) & valid[rows]
+        mild_result = _unattacked(mild, target_masks[rows], valid[rows], PerturbationOutcome.DEGRADED)
+        result = _replace_rows(result, rows, mild_result)
 
         rows = morphological.nonzero()[:, 0]
         noise = morphology.perturb_masks(target_masks[rows], iou_thresholds=iou_thresholds[rows], generator=generator)

@@ -7,10 +7,10 @@ from segment_anything.modeling import TwoWayTransformer
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.decoder import MaskDecoder
+from phoenix_d2.sam.detail import EMBED_DIM, DetailMaskDecoder, DetailPromptEncoder
 from phoenix_d2.sam.encoders import get_encoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
 
-_EMBED_DIM = 256
 _STRIDE = 16
 
 
@@ -39,17 +39,20 @@ def build_refiner(
     spec = get_encoder(encoder)
     input_size = spec.check_input_size(input_size)
     embedding_side = input_size // _STRIDE
+    prompt_encoder, mask_decoder = (
+        (DetailPromptEncoder, DetailMaskDecoder) if spec.detail else (PromptEncoder, MaskDecoder)
+    )
     return MaskRefiner(
         image_encoder=spec.build(),
-        prompt_encoder=PromptEncoder(
-            embed_dim=_EMBED_DIM,
+        prompt_encoder=prompt_encoder(
+            embed_dim=EMBED_DIM,
             image_embedding_size=(embedding_side, embedding_side),
             input_image_size=(input_size, input_size),
             mask_in_chans=16,
         ),
-        mask_decoder=MaskDecoder(
-            transformer=TwoWayTransformer(depth=2, embedding_dim=_EMBED_DIM, mlp_dim=2048, num_heads=8),
-            transformer_dim=_EMBED_DIM,
+        mask_decoder=mask_decoder(
+            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8),
+            transformer_dim=EMBED_DIM,
         ),
         prompter=prompter or CoarseMaskPrompter(),
         options=options or RefineOptions(),

@@ -83,13 +83,14 @@ def read_metadata(path: str | Path) -> dict[str, Any]:
 
 
 def refiner_metadata(refiner: MaskRefiner) -> dict[str, Any]:
-    """Name and hash of the frozen encoder weights, how masks become prompts and are refined; plain values."""
+    """Name and hash of the frozen encoder weights, how masks become prompts, are refined and judged; plain values."""
     return {
         "encoder": refiner.encoder_name,
         "encoder_sha256": frozen_hash(refiner),
         "input_size": refiner.input_size,
         "prompter": asdict(refiner.prompter),
         "options": asdict(refiner.options),
+        "gate": None if refiner.gate is None else refiner.gate.to_metadata(),
     }
 
 

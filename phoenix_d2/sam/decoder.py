@@ -35,21 +35,27 @@ class MaskDecoder(SamMaskDecoder):
             sparse_embeddings: (N, P, C).
             dense_embeddings: (N, C, h, w).
         """
+        return self.decode_tokens(image_embeddings, image_pe, sparse_embeddings, dense_embeddings)[1]
+
+    def decode_tokens(
+        self, image_embeddings: Tensor, image_pe: Tensor, sparse_embeddings: Tensor, dense_embeddings: Tensor
+    ) -> tuple[Tensor, MaskPrediction]:
+        """`decode`, with the tokens behind it: (N, T, C), first the IoU token, then one for each candidate."""
         num_masks = sparse_embeddings.shape[0]
         output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
         tokens = torch.cat([output_tokens.expand(num_masks, -1, -1), sparse_embeddings], dim=1)
 
         embeddings = image_embeddings + dense_embeddings
         hidden, embeddings_out = self.transformer(embeddings, image_pe.expand_as(embeddings), tokens)
-        mask_tokens = hidden[:, 1 : 1 + self.num_mask_tokens]
+        output_hidden = hidden[:, : len(output_tokens)]
+        iou_hidden, *mask_hidden = output_hidden.unbind(1)
 
         features = self._upscale(embeddings_out, embeddings.shape[-2:])
         weights = torch.stack(
-            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_tokens.unbind(1), strict=True)],
-            dim=1,
+            [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_hidden, strict=True)], dim=1
         )
         logits = (weights @ features.flatten(2)).unflatten(2, features.shape[-2:])
-        return MaskPrediction(logits, self.iou_prediction_head(hidden[:, 0]), features)
+        return output_hidden, MaskPrediction(logits, self.iou_prediction_head(iou_hidden), features)
 
     def _upscale(self, embeddings: Tensor, size: torch.Size) -> Tensor:
         """`output_upscaling`, as matrix products: (N, h * w, C) -> (N, C / 8, 4 h, 4 w).

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+from phoenix_d2.gate import RefinementGate
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner
@@ -36,7 +38,17 @@ def load_pretrained(name_or_path: str | Path, *, encoder_weights: str | Path | N
     if encoder_weights is not None:
         load_encoder(refiner, encoder_weights)
     load_trained(refiner, path)
+    refiner.gate = _gate(metadata, path)
     return refiner
+
+
+def _gate(metadata: dict[str, Any], path: Path) -> RefinementGate | None:
+    if metadata.get("gate") is None:
+        return None
+    try:
+        return RefinementGate.from_metadata(metadata["gate"])
+    except ValueError as error:
+        raise ValueError(f"The gate of {path} cannot be used. {error}") from error
 
 
 def find_weights(name_or_path: str | Path) -> Path:

@@ -131,7 +131,7 @@ def test_no_masks() -> None:
 
 
 def test_no_decoder_means_no_adversarial_noise() -> None:
-    with pytest.raises(ValueError, match=r"morphology_prob is 0\.6.*let them add up to 1"):
+    with pytest.raises(ValueError, match=r"decode is None, but 0\.1 of the noise is adversarial"):
         sampler(morphology_prob=0.6, shapeless_prob=0.3)(None, TARGETS, None, generator=generator())
     result = sampler(morphology_prob=0.6, shapeless_prob=0.4)(None, TARGETS, None, generator=generator())
     kinds = {PerturbationOutcome.MORPHOLOGICAL, PerturbationOutcome.SHAPELESS}
@@ -145,12 +145,21 @@ def test_shapeless_share() -> None:
     assert (result.num_steps[result.outcome == PerturbationOutcome.SHAPELESS] == 0).all()
 
 
+def test_mild_noise_leaves_some_masks_alone_and_none_far_off() -> None:
+    result = sampler(degradation_prob=1.0)(None, TARGETS, None, generator=generator())
+    assert (result.outcome == PerturbationOutcome.DEGRADED).all()
+    unchanged = (result.masks == TARGETS).flatten(1).all(1).float().mean()
+    assert 0.2 < unchanged < 0.95
+    assert result.iou.min() > 0.6 and result.iou.mean() > 0.9
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"iou_range": (0.0, 0.9)}, "iou_range"),
         ({"iou_range": (0.9, 0.3)}, "iou_range"),
         ({"morphology_prob": 1.2}, "morphology_prob"),
+        ({"shapeless_prob": 0.6, "degradation_prob": 0.6}, "add up to at most 1"),
         ({"guides": ("growth",)}, "expansion, contraction, inversion"),
         ({"guides": ()}, "guides"),
         ({"criterion": "iou"}, "dice, l1"),

@@ -11,6 +11,7 @@ import torch
 from segment_anything import sam_model_registry
 from torch import Tensor
 
+from phoenix_d2.gate import RefinementGate
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner
@@ -26,6 +27,7 @@ from phoenix_d2.sam.checkpoint import (
     save_refiner,
     trained_state_dict,
 )
+from phoenix_d2.sam.pretrained import load_pretrained
 
 
 def build(seed: int, encoder: str = "test", **options: Any) -> MaskRefiner:
@@ -222,3 +224,28 @@ def test_weights_that_lack_or_add_a_key_are_refused(refiner: MaskRefiner, change
     torch.save(weights, tmp_path / "refiner.pth")
     with pytest.raises(ValueError, match=rf"{change} \['mask_decoder"):
         load_trained(refiner, tmp_path / "refiner.pth")
+
+
+GATE = RefinementGate(("overlap",), (0.5,), (0.25,), 0.1, (1.0,), ((-0.5,),), margin=0.02)
+
+
+def test_the_gate_travels_with_the_weights(refiner: MaskRefiner, tmp_path: Path) -> None:
+    path = tmp_path / "refiner.safetensors"
+    save_refiner(refiner, path)
+    assert load_pretrained(path).gate is None
+    refiner.gate = GATE
+    save_refiner(refiner, path)
+    assert load_pretrained(path).gate == GATE
+
+
+def test_weights_of_before_gates_are_loaded(refiner: MaskRefiner, tmp_path: Path) -> None:
+    metadata = {name: value for name, value in refiner_metadata(refiner).items() if name != "gate"}
+    torch.save({"model": trained_state_dict(refiner), METADATA_KEY: metadata}, tmp_path / "old.pth")
+    assert load_pretrained(tmp_path / "old.pth").gate is None
+
+
+def test_a_gate_that_cannot_be_used_is_refused(refiner: MaskRefiner, tmp_path: Path) -> None:
+    metadata = refiner_metadata(refiner) | {"gate": {**GATE.to_metadata(), "evidence": ["colour"]}}
+    torch.save({"model": trained_state_dict(refiner), METADATA_KEY: metadata}, tmp_path / "new.pth")
+    with pytest.raises(ValueError, match=r"gate of .*new\.pth cannot be used\. Unknown evidence \['colour'\]"):
+        load_pretrained(tmp_path / "new.pth")

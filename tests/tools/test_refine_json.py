@@ -302,6 +302,43 @@ def test_weights_that_are_none(case, tmp_path):
     assert "cut.safetensors cannot be read as weights" in case.error(weights=tmp_path / "cut.safetensors")
 
 
+def test_a_baseline_takes_its_place(case, results, reference):
+    refined = case.run("--refiner", "morphology", weights=None)
+    assert without(refined, "segmentation") == without(results, "segmentation")
+    assert sum(new["segmentation"] != old["segmentation"] for new, old in zip(refined, results, strict=True)) > 1
+    first = case.output.read_bytes()
+    case.run("--refiner", "samrefiner", "--num-iters", "1")
+    assert case.output.read_bytes() not in (first, reference)
+
+
+def test_a_config_names_refiner_and_parameters(case, tmp_path):
+    pytest.importorskip("detectron2")
+    config = tmp_path / "config.yaml"
+    config.write_text("MODEL:\n  REFINER:\n    NAME: morphology\n    MORPHOLOGY:\n      KERNEL: 0.3\n")
+    by_config = case.run(config=config, weights=None)
+    assert by_config != case.run("--refiner", "morphology", weights=None)
+    assert by_config == case.run("MODEL.REFINER.MORPHOLOGY.KERNEL", "0.3", config="phoenix_tiny.yaml",
+                                 weights=None, refiner="morphology")  # fmt: skip
+    assert "kernel 2.0 is a share" in case.error("MODEL.REFINER.MORPHOLOGY.KERNEL", "2.0", config=config, weights=None)
+
+
+def test_a_baseline_cannot_go_on_with_another(case, monkeypatch):
+    with monkeypatch.context() as context:
+        stop_after(context, 2)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            case.run("--refiner", "grabcut", weights=None)
+    assert "other refiner, parameters: repeat" in case.error("--refiner", "morphology", "--resume", weights=None)
+    assert re.search(r"other refiner, .*weights.*: repeat", case.error("--resume"))
+
+
+def test_wrong_baselines_are_explained(case, weights):
+    assert "Unknown refiner 'crf': expected one of phoenix, samrefiner" in case.error("--refiner", "crf")
+    message = case.error("--refiner", "grabcut", "--num-iters", "2", weights=weights)
+    assert "'grabcut' has no network: omit --weights and --num-iters" in message
+    assert "'samrefiner' has no weights of its own" in case.error("--refiner", "samrefiner", weights=None)
+    assert not case.output.exists() and not case.journal.exists()
+
+
 def other_size(image_size):
     return encode_mask(np.ones(image_size, bool))
 

@@ -28,7 +28,9 @@ class EncoderSpec:
         input_size: side of the square input in pixels.
         input_multiple: other sides may be asked for if they are multiples of this; None: there is no other.
         pixel_mean, pixel_std: of RGB values in 0 to 255.
-        frozen: names of the submodules that no training may change; "" is the whole encoder.
+        frozen: names of the submodules that no training may change; "" is the whole encoder. One of which only
+            ("backbone",) is frozen computes `neck(backbone(images))`.
+        detail: embeddings carry fine maps for a decoder of stride 2 (see `sam.detail`).
     """
 
     build: Callable[[], nn.Module]
@@ -37,6 +39,7 @@ class EncoderSpec:
     pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
     frozen: tuple[str, ...] = ("",)
+    detail: bool = False
 
     def check_input_size(self, input_size: int) -> int:
         """The side `input_size` itself, or this encoder's own for 0.
@@ -66,6 +69,7 @@ ENCODERS: dict[str, EncoderSpec] = {
         pixel_mean=(127.0, 127.0, 127.0),
         pixel_std=(128.0, 128.0, 128.0),
         frozen=("backbone",),
+        detail=True,
     ),
 }
 

@@ -16,14 +16,15 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from phoenix_d2.sam.detail import DETAIL_CHANNELS, EMBED_DIM, FOLD
 from phoenix_d2.sam.hashing import hash_tensors
 
 # last block of each stride, its output channels
-_LEVELS = {2: 24, 4: 40, 10: 112, 15: 320}
+_LEVELS = {0: 16, 2: 24, 4: 40, 10: 112, 15: 320}
 
 
 class FrozenEfficientNetLite0(nn.Module):
-    """Feature maps of strides 4, 8, 16 and 32; never trained, always in evaluation mode.
+    """Feature maps of strides 2, 4, 8, 16 and 32; never trained, always in evaluation mode.
 
     Args:
         network: `efficientnet_lite_pytorch`'s EfficientNet, whose parts are taken over and changed.
@@ -48,7 +49,7 @@ class FrozenEfficientNetLite0(nn.Module):
         return super().train(False)
 
     def forward(self, images: Tensor) -> list[Tensor]:
-        """(B, 3, S, S) -> [(B, 24, S/4, S/4), (B, 40, S/8, S/8), (B, 112, S/16, S/16), (B, 320, S/32, S/32)]."""
+        """(B, 3, S, S) -> five maps, (B, c_i, S / 2^(i+1), S / 2^(i+1)), c_i of `out_channels`."""
         x = self.stem(images.contiguous(memory_format=torch.channels_last))
         maps = []
         for index, block in enumerate(self.blocks):
@@ -94,18 +95,25 @@ class ContextBlock(nn.Module):
 
 
 class FoldingNeck(nn.Module):
-    """Bring maps of strides 4, 8, 16 and 32 to one embedding of stride 16.
+    """Bring maps of strides 2 to 32 to one embedding of stride 16, with fine maps folded in behind (see `sam.detail`).
 
     Args:
-        in_channels: channels of the four maps, finest first.
-        out_channels: channels of the embedding.
+        in_channels: channels of the five maps, finest first.
+        out_channels: channels of the embedding, the fine maps apart.
         num_blocks: of `ContextBlock`.
     """
 
-    def __init__(self, in_channels: tuple[int, ...], out_channels: int = 256, num_blocks: int = 2) -> None:
+    def __init__(self, in_channels: tuple[int, ...], out_channels: int = EMBED_DIM, num_blocks: int = 2) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in in_channels)
-        stride_4, stride_8, stride_16, stride_32 = in_channels
+        stride_2, *coarser = in_channels
+        self.norms = nn.ModuleList(LayerNorm2d(channels) for channels in coarser)
+        stride_4, stride_8, stride_16, stride_32 = coarser
+        self.detail = nn.Sequential(
+            LayerNorm2d(stride_2 + stride_4),
+            nn.Conv2d(stride_2 + stride_4, DETAIL_CHANNELS, 3, padding=1),
+            nn.GELU(),
+            nn.Conv2d(DETAIL_CHANNELS, DETAIL_CHANNELS, 3, padding=1),
+        )
         self.project = nn.Conv2d(16 * stride_4 + 4 * stride_8 + stride_16 + stride_32, out_channels, 1, bias=False)
         self.context = nn.Sequential(*(ContextBlock(out_channels) for _ in range(num_blocks)))
         # from here on as in the neck of segment-anything's ViT
@@ -116,16 +124,22 @@ class FoldingNeck(nn.Module):
         )
 
     def forward(self, maps: list[Tensor]) -> Tensor:
-        """Four maps, (B, c_i, S / 2^(i+2), S / 2^(i+2)) -> (B, out_channels, S / 16, S / 16)."""
-        stride_4, stride_8, stride_16, stride_32 = (norm(x) for norm, x in zip(self.norms, maps, strict=True))
+        """Five maps, (B, c_i, S / 2^(i+1), S / 2^(i+1)) -> (B, out_channels + 64 DETAIL_CHANNELS, S / 16, S / 16)."""
+        stride_2, *coarser = maps
+        details = self.detail(torch.cat([stride_2, _double(coarser[0])], dim=1))
+        stride_4, stride_8, stride_16, stride_32 = (norm(x) for norm, x in zip(self.norms, coarser, strict=True))
         folded = [
             F.pixel_unshuffle(stride_4, 4),
             F.pixel_unshuffle(stride_8, 2),
             stride_16,
-            F.interpolate(stride_32, scale_factor=2, mode="bilinear", align_corners=False),
+            _double(stride_32),
         ]
-        embeddings: Tensor = self.mix(self.context(self.project(torch.cat(folded, dim=1))))
-        return embeddings
+        embeddings = self.mix(self.context(self.project(torch.cat(folded, dim=1))))
+        return torch.cat([embeddings, F.pixel_unshuffle(details, FOLD)], dim=1)
+
+
+def _double(maps: Tensor) -> Tensor:
+    return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
 class TinyEncoder(nn.Module):
@@ -142,7 +156,7 @@ class TinyEncoder(nn.Module):
         self.neck = neck
 
     def forward(self, images: Tensor) -> Tensor:
-        """(B, 3, S, S) -> (B, 256, S / 16, S / 16); S must be a multiple of 32."""
+        """(B, 3, S, S) -> (B, 256 + 1024, S / 16, S / 16), see `sam.detail`; S must be a multiple of 32."""
         embeddings: Tensor = self.neck(self.backbone(images))
         return embeddings
 
