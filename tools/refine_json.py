@@ -73,6 +73,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="T",
         help="passes of the cascade (default: as stored with the weights; 5 for samrefiner)",
     )
+    parser.add_argument(
+        "--gate", choices=("auto", "calibrated", "fixed", "off"),
+        help="which refined masks replace coarse ones: off for all, where you know that yours are poor "
+        "(default: as stored with the weights)",
+    )  # fmt: skip
     parser.add_argument("--update-boxes", action="store_true", help="let boxes and areas follow the masks")
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
@@ -168,15 +173,17 @@ def load_refiner(args: argparse.Namespace, device: str) -> PhoenixRefiner | Crop
     name = args.refiner or ("phoenix" if cfg is None else cfg.MODEL.REFINER.NAME)
     check_name(name)
     if name in CLASSICAL:
-        given = [flag for flag, value in (("--weights", args.weights), ("--num-iters", args.num_iters)) if value]
+        flags = {"--weights": args.weights, "--num-iters": args.num_iters, "--gate": args.gate}
+        given = [flag for flag, value in flags.items() if value]
         if given:
             raise ValueError(f"The refiner {name!r} has no network: omit {' and '.join(given)}.")
         parameters = {} if cfg is None else cfg.MODEL.REFINER[name.upper()]
         return build_refiner(name, **{key.lower(): value for key, value in parameters.items()})
-    passes = {} if args.num_iters is None else {"num_iters": args.num_iters}
+    given_options = {"num_iters": args.num_iters, "gate": args.gate}
+    options = {key: value for key, value in given_options.items() if value is not None}
     if cfg is None:
-        return build_refiner(name, weights=args.weights, device=device, **passes)
-    return configured_refiner(args, cfg, name, device, **passes)
+        return build_refiner(name, weights=args.weights, device=device, **options)
+    return configured_refiner(args, cfg, name, device, **options)
 
 
 def read_config(args: argparse.Namespace) -> Any:

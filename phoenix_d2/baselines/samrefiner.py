@@ -17,5 +17,5 @@ def training_free(refiner: PhoenixRefiner) -> PhoenixRefiner:
         refiner: whose decoder was pre-trained as a promptable one, and no further; changed in place.
     """
     refiner.refiner.prompter = CoarseMaskPrompter(compat="samrefiner")
-    refiner.refiner.options = replace(refiner.options, num_iters=_NUM_ITERS, gate="off")
+    refiner.refiner.options = replace(refiner.options, num_iters=_NUM_ITERS, candidate="best", gate="off")
     return refiner

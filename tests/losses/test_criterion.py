@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -64,6 +65,21 @@ def test_keys_with_and_without_cmrl():
     losses, diagnostics = make_criterion(cmrl_weight=0)(prediction, targets, noisy_masks, valid, generator=seeded())
     assert losses.keys() == MASK_LOSSES
     assert diagnostics.keys() == gains | regions
+
+
+def test_the_estimate_of_the_noisy_masks_iou_is_trained():
+    prediction, targets, noisy_masks, valid = make_batch()
+    noisy_masks = (targets > 0) & (torch.arange(S)[:, None] < 4)
+    # of each target's rows 2 to 6, the noisy mask has the first two
+    estimates = torch.full((N,), 0.9, requires_grad=True)
+    prediction = replace(prediction, prompt_iou_predictions=estimates)
+    losses, _ = make_criterion(iou_weight=3.0)(prediction, targets, noisy_masks, valid, generator=seeded())
+    torch.testing.assert_close(losses["loss_prompt_iou"], torch.tensor(3 * (0.9 - 0.4) ** 2))
+    losses["loss_prompt_iou"].backward()
+    torch.testing.assert_close(estimates.grad, torch.full((N,), 3 * 2 * 0.5 / N))
+
+    losses, _ = make_criterion()(prediction, targets, None, valid, generator=seeded())
+    assert losses.keys() == MASK_LOSSES
 
 
 @pytest.mark.parametrize("train_single_mask", [True, False])

@@ -135,19 +135,28 @@ def test_the_gate_is_judged_without_the_images_that_it_was_fitted_to():
     assert abs(np.corrcoef(predicted[known], noise.gains[known])[0, 1]) < 0.2, "noise cannot be learned"
 
 
-def test_the_margin_is_the_least_at_which_no_set_loses():
+def test_no_set_loses_and_what_can_gain_does():
+    """One kind of evidence tells what gains; in the second set everything loses a little, whatever it says."""
     from phoenix_d2.gate import EVIDENCE
-    from phoenix_d2.offline.calibrate import JudgedMasks, _choose_margin
+    from phoenix_d2.offline.calibrate import JudgedMasks, calibrate
 
-    def judged(gains):
-        n = len(gains)
+    rng = np.random.default_rng(0)
+    n = 400
+
+    def judged(gains, evidence):
         before = np.full((n, 2), 0.5)
-        return JudgedMasks(
-            np.array([str(i) for i in range(n)]), np.ones(n, bool), np.zeros((n, len(EVIDENCE))), before,
-            before + np.array(gains)[:, None],
-        )  # fmt: skip
+        image_ids = np.array([str(i // 4) for i in range(n)])
+        return JudgedMasks(image_ids, np.ones(n, bool), evidence, before, before + gains[:, None])
 
-    predicted = np.array([0.004, 0.011, 0.021])
-    assert _choose_margin({"all gain": judged([0.1, 0.1, 0.1])}, {"all gain": predicted}) == 0
-    assert _choose_margin({"first loses": judged([-0.2, 0.1, 0.05])}, {"first loses": predicted}) == 0.005
-    assert _choose_margin({"last loses": judged([0.0, 0.1, -0.4])}, {"last loses": predicted}) == 0.0225
+    evidence = rng.random((2, n, len(EVIDENCE)))
+    gains = 0.2 * (evidence[0, :, 0] - 0.5) + rng.normal(0, 0.01, n)
+    losses = np.full(n, -0.01)
+    evidence[1, :, 0] /= 2
+    sets = {"mixed": judged(gains, evidence[0]), "good": judged(losses, evidence[1])}
+    found = calibrate(sets)
+    kept = {
+        name: np.where(found.predicted_gains[name] >= found.gate.margin, masks.gains, 0) for name, masks in sets.items()
+    }
+    assert kept["good"].mean() >= -0.001
+    assert kept["mixed"].sum() > 0.8 * gains.clip(0).sum()
+    assert calibrate(sets, margin=0.5).gate.margin == 0.5

@@ -333,8 +333,8 @@ def test_a_baseline_cannot_go_on_with_another(case, monkeypatch):
 
 def test_wrong_baselines_are_explained(case, weights):
     assert "Unknown refiner 'crf': expected one of phoenix, samrefiner" in case.error("--refiner", "crf")
-    message = case.error("--refiner", "grabcut", "--num-iters", "2", weights=weights)
-    assert "'grabcut' has no network: omit --weights and --num-iters" in message
+    message = case.error("--refiner", "grabcut", "--num-iters", "2", "--gate", "off", weights=weights)
+    assert "'grabcut' has no network: omit --weights and --num-iters and --gate" in message
     assert "'samrefiner' has no weights of its own" in case.error("--refiner", "samrefiner", weights=None)
     assert not case.output.exists() and not case.journal.exists()
 
