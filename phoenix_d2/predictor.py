@@ -43,20 +43,28 @@ class PhoenixRefiner:
 
     @classmethod
     def from_pretrained(
-        cls, name_or_path: str | Path, *, encoder_weights: str | Path | None = None, device: str | torch.device = "cpu"
+        cls,
+        name_or_path: str | Path,
+        *,
+        encoder_weights: str | Path | None = None,
+        input_size: int | None = None,
+        device: str | torch.device = "cpu",
     ) -> PhoenixRefiner:
         """Load a trained refiner.
 
         Args:
             name_or_path: weights that come with the package, by name, or a `.safetensors` or training checkpoint.
             encoder_weights: segment-anything's checkpoint, for a refiner whose encoder is one of its ViTs.
+            input_size: side of the model input in pixels, where it is to be another than in training; a gate that was
+                calibrated for one need not suit another.
             device: to refine on.
 
         Raises:
             FileNotFoundError: there is no such file, nor packaged weights of that name.
-            ValueError: the file is damaged, or was trained with other encoder weights.
+            ValueError: the file is damaged, was trained with other encoder weights, or its encoder does not take images
+                of that side.
         """
-        refiner = load_pretrained(name_or_path, encoder_weights=encoder_weights)
+        refiner = load_pretrained(name_or_path, encoder_weights=encoder_weights, input_size=input_size)
         return cls(refiner.to(device))
 
     @classmethod

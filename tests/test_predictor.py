@@ -147,6 +147,23 @@ def test_what_is_saved_refines_alike(
     assert (mask_iou(torch.from_numpy(after.masks), torch.from_numpy(before.masks)) > 0.95).all()
 
 
+def test_weights_may_see_a_larger_input_than_in_training(
+    predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    predictor.save(path)
+    side = 2 * predictor.refiner.input_size
+    larger = PhoenixRefiner.from_pretrained(path, input_size=side)
+    assert larger.refiner.input_size == side
+    result = larger.refine(image, masks, num_iters=1)
+    assert result.masks.shape == masks.shape
+    assert result.low_res_logits.shape[1] == 2 * predictor.refiner.low_res_size
+    larger.save(path)
+    assert PhoenixRefiner.from_pretrained(path).refiner.input_size == side
+    with pytest.raises(ValueError, match="Input size 100 does not fit"):
+        PhoenixRefiner.from_pretrained(path, input_size=100)
+
+
 def test_a_file_that_names_no_encoder_is_refused(predictor: PhoenixRefiner, tmp_path: Path) -> None:
     torch.save(predictor.refiner.state_dict(), tmp_path / "sam.pth")
     with pytest.raises(ValueError, match="which encoder"):

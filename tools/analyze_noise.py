@@ -72,7 +72,8 @@ def analyze(args: argparse.Namespace) -> None:
     generator = torch.Generator().manual_seed(args.seed)
     chosen = [tasks[i] for i in sorted(rng.permutation(len(tasks))[: args.max_images])]
     in_gallery = set(rng.permutation(len(chosen))[: args.num_gallery].tolist())
-    draws, galleries = [], {}
+    draws: list[Any] = []
+    galleries: dict[str, Any] = {}
     for number, task in enumerate(tqdm(chosen, unit="image", disable=None)):
         image = read_image(task.path)
         made = measure_image(

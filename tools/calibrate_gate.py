@@ -54,6 +54,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", required=True, metavar="FILE", help="of a trained refiner, or their name")
     parser.add_argument("--encoder-weights", metavar="FILE", help="segment-anything's checkpoint, for its ViTs")
+    parser.add_argument(
+        "--input-size", type=int, metavar="S",
+        help="side of the model input in pixels, from now on (default: as in training)",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="SAFETENSORS", help="weights with their gate")
     calibration = parser.add_argument_group("calibration")
     calibration.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
@@ -103,7 +107,9 @@ def run(args: argparse.Namespace) -> None:
     from phoenix_d2.offline.calibrate import calibrate, gate_figures, predict_gains
     from phoenix_d2.predictor import PhoenixRefiner
 
-    refiner = PhoenixRefiner.from_pretrained(args.weights, encoder_weights=args.encoder_weights, device=args.device)
+    refiner = PhoenixRefiner.from_pretrained(
+        args.weights, encoder_weights=args.encoder_weights, input_size=args.input_size, device=args.device
+    )
     calibration_sets, test_sets = list(load_calibration_sets(args)), list(load_test_sets(args))
     cache = MeasurementCache(args.output.with_suffix(".gate.npz"))
     num_masks = sum(len(labelled.records) for labelled in (*calibration_sets, *test_sets))

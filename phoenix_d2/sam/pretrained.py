@@ -14,16 +14,21 @@ from phoenix_d2.sam.checkpoint import load_encoder, load_trained, read_metadata
 WEIGHTS_DIR = Path(__file__).parent.parent / "weights"
 
 
-def load_pretrained(name_or_path: str | Path, *, encoder_weights: str | Path | None = None) -> MaskRefiner:
+def load_pretrained(
+    name_or_path: str | Path, *, encoder_weights: str | Path | None = None, input_size: int | None = None
+) -> MaskRefiner:
     """Load a trained refiner.
 
     Args:
         name_or_path: weights that come with the package, by name, or a `.safetensors` or training checkpoint.
         encoder_weights: segment-anything's checkpoint, for a refiner whose encoder is one of its ViTs.
+        input_size: side of the model input in pixels, where it is to be another than in training; finer outlines of
+            large objects for more time.
 
     Raises:
         FileNotFoundError: there is no such file, nor packaged weights of that name.
-        ValueError: the file is damaged, no trained refiner's, or was trained with other encoder weights.
+        ValueError: the file is damaged, no trained refiner's, or was trained with other encoder weights; or the encoder
+            does not take images of that side.
     """
     path = find_weights(name_or_path)
     metadata = read_metadata(path)
@@ -31,7 +36,7 @@ def load_pretrained(name_or_path: str | Path, *, encoder_weights: str | Path | N
         raise ValueError(f"{path} does not say which encoder it belongs to: it is no file of a trained refiner.")
     refiner = build_refiner(
         metadata["encoder"],
-        input_size=metadata["input_size"],
+        input_size=metadata["input_size"] if input_size is None else input_size,
         prompter=CoarseMaskPrompter(**metadata["prompter"]),
         options=RefineOptions(**metadata["options"]),
     )
