@@ -3,7 +3,7 @@
 
 Every step is a command that serves any dataset as well; each is printed before it runs, and skipped when its output is
 there. Refines with the weights that come with the package, or with --train with some that it first trains from
-scratch, in about five minutes on two cores. Needs no GPU and no download.
+scratch, in about ten minutes on two cores. Needs no GPU and no download.
 """
 
 from __future__ import annotations
