@@ -185,11 +185,12 @@ class RefinementResult:
 
     Attributes:
         masks: (N, H, W) bool in the image frame.
-        iou_predictions: (N,) float, predicted IoU of each refined mask; 0 for a mask kept as it was.
+        iou_predictions: (N,) float, predicted IoU of each refined mask, of rejected ones too; 0 for a mask
+            that was kept for another reason.
         coarse_iou_predictions: (N,) float, the decoder's estimate of the coarse masks' own IoU; NaN for a
             mask that was not decoded, and where the decoder makes none.
         low_res_logits: (N, s, s) float, the last pass' logits in the frame it was decoded in (the
-            window of a zoomed mask); 0 for a mask kept as it was.
+            window of a zoomed mask), of rejected masks too; 0 for a mask kept for another reason.
         status: (N,) long, values of `RefinementStatus`.
         iou_trace: (N, T) float, predicted IoU after each pass.
         change_trace: (N, T) float, IoU of each pass' mask with the mask it was given.

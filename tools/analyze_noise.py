@@ -16,6 +16,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from phoenix_d2.arguments import positive_int
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the tool."""
@@ -24,7 +26,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of instances.json and images/")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="models' masks, with gt_id")
-    parser.add_argument("--max-images", type=int, default=50, help="images taken, at random (default: 50)")
+    parser.add_argument("--max-images", type=positive_int, default=50, help="images taken, at random (default: 50)")
     parser.add_argument("--num-gallery", type=int, default=6, help="objects drawn, at random (default: 6)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(

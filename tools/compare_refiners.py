@@ -6,9 +6,10 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from phoenix_d2.arguments import positive_int, strength
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -59,12 +60,12 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of degradation (default: all)")
     parser.add_argument(
-        "--strengths", nargs="+", type=_strength, default=[1 / 3, 2 / 3, 1.0], metavar="S",
+        "--strengths", nargs="+", type=strength, default=[1 / 3, 2 / 3, 1.0], metavar="S",
         help="of degradation, from 0 to 1, fractions too (default: 1/3 2/3 1)",
     )  # fmt: skip
     parser.add_argument("--output", type=Path, required=True, metavar="DIR")
     parser.add_argument(
-        "--max-images", type=_positive, metavar="N", help="images drawn from each folder (default: all)"
+        "--max-images", type=positive_int, metavar="N", help="images drawn from each folder (default: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw, the degradations and the bootstrap")
     parser.add_argument("--device", default="cpu", help="of refiners with a network (default: cpu)")
@@ -168,23 +169,6 @@ def _weights(text: str) -> tuple[str, str]:
     if not (is_set and name and file):
         raise argparse.ArgumentTypeError(f"expected NAME=FILE, got {text!r}")
     return name, file
-
-
-def _strength(text: str) -> float:
-    try:
-        strength = float(Fraction(text))
-    except (ValueError, ZeroDivisionError) as error:
-        raise argparse.ArgumentTypeError(f"expected a number or a fraction, got {text!r}") from error
-    if not 0 <= strength <= 1:
-        raise argparse.ArgumentTypeError(f"expected a strength from 0 to 1, got {text}")
-    return strength
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
 
 
 if __name__ == "__main__":

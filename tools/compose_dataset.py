@@ -10,6 +10,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from phoenix_d2.arguments import positive_int
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the tool."""
@@ -20,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="DIR", help="new folder; a name for DATASETS.TRAIN afterwards"
     )
-    parser.add_argument("--num-images", type=int, default=400, metavar="N", help="default: 400")
+    parser.add_argument("--num-images", type=positive_int, default=400, metavar="N", help="default: 400")
     parser.add_argument("--seed", type=int, default=0)
     return parser.parse_args(argv)
 

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from phoenix_d2.arguments import positive_int
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -69,7 +71,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument(
         "--num-iters",
-        type=_positive,
+        type=positive_int,
         metavar="T",
         help="passes of the cascade (default: as stored with the weights; 5 for samrefiner)",
     )
@@ -82,7 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     parser.add_argument(
-        "--num-workers", type=_positive, default=1, metavar="N",
+        "--num-workers", type=positive_int, default=1, metavar="N",
         help="processes, one a GPU, or sharing the CPU; more than one needs Detectron2 (default: 1)",
     )  # fmt: skip
     parser.add_argument(
@@ -258,13 +260,6 @@ def work(args: argparse.Namespace, tasks: Sequence[ImageTask], first_file: int) 
         torch.set_num_threads(max(torch.get_num_threads() // args.num_workers, 1))
     refiner = load_refiner(args, pick_device(args))
     refine_share(args, share(tasks, rank, args.num_workers), first_file + rank, refiner, bar=rank == 0)
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"expected at least 1, got {text}")
-    return value
 
 
 if __name__ == "__main__":

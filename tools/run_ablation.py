@@ -17,6 +17,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+from phoenix_d2.arguments import positive_int
+
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the tool."""
@@ -31,7 +33,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--coarse", type=Path, nargs="*", default=[], metavar="JSON",
         help="models' masks with gt_id to evaluate on too, each in a folder of instances.json and images/",
     )  # fmt: skip
-    parser.add_argument("--max-images", type=int, help="evaluated of each folder, at random (default: all)")
+    parser.add_argument("--max-images", type=positive_int, help="evaluated of each folder, at random (default: all)")
     parser.add_argument("--output", type=Path, default=Path("output/ablations"), metavar="DIR", help="parent folder")
     return parser.parse_args(argv)
 

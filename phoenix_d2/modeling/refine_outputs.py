@@ -23,8 +23,8 @@ def refine_instances(
         instances: with `pred_masks` (N, H, W), bool or 0 and 1 of any other type; instances without
             are returned as they are.
         update_boxes: let `pred_boxes` follow the masks; the box of an empty mask stays.
-        rescore: multiply `scores` by the predicted IoU of the refined masks; the score of a mask that
-            was kept as it was stays.
+        rescore: multiply `scores` by the predicted IoU of the refined masks, or of the coarse ones that the
+            gate kept; a score stays where the decoder predicts none.
 
     Returns:
         New instances with the same fields in the same order, each of its former type and on its former device.
@@ -70,6 +70,11 @@ def _boxes_of(masks: Tensor, *, otherwise: Boxes) -> Boxes:
 
 
 def _mask_quality(result: RefinementResult) -> Tensor:
-    """(N,) predicted IoU in [0, 1], which the decoder may overstep; 1 for masks that were kept as they were."""
-    refined = result.status == RefinementStatus.REFINED
-    return torch.where(refined, result.iou_predictions.clamp(0, 1), 1.0)
+    """(N,) predicted IoU in [0, 1], which the decoder may overstep; 1 where there is no prediction."""
+    refined, rejected = (
+        result.status == status for status in (RefinementStatus.REFINED, RefinementStatus.KEPT_REJECTED)
+    )
+    # without a factor of their own, the masks that the gate kept would overtake those that became better
+    quality = torch.where(rejected, result.coarse_iou_predictions, torch.nan)
+    quality = torch.where(refined, result.iou_predictions, quality)
+    return quality.clamp(0, 1).nan_to_num(nan=1.0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from types import SimpleNamespace
 
 import pytest
@@ -31,13 +32,16 @@ def detections(*, dtype=torch.bool):
     return instances
 
 
-def fake_refiner(ious, status=(0, 1, 0)):
+def fake_refiner(ious, status=(0, 1, 0), coarse_ious=(math.nan, math.nan, math.nan)):
     """Moves masks one pixel down."""
 
     def refine(image, masks):
         assert masks.dtype == torch.bool and image.shape[1:] == masks.shape[1:]
         return SimpleNamespace(
-            masks=masks.roll(1, dims=1), iou_predictions=torch.tensor(ious), status=torch.tensor(status)
+            masks=masks.roll(1, dims=1),
+            iou_predictions=torch.tensor(ious),
+            coarse_iou_predictions=torch.tensor(coarse_ious),
+            status=torch.tensor(status),
         )
 
     return SimpleNamespace(refine=refine)
@@ -80,6 +84,14 @@ def test_scores_are_multiplied_by_the_clipped_iou_if_asked():
     assert refined.scores.tolist() == pytest.approx([0.9, 0.5, 0.0]), "the kept mask keeps its score"
     kept = fake_refiner([0.5, 0.0, 0.0], [RefinementStatus.REFINED, 1, RefinementStatus.KEPT_VANISHED])
     assert refine_instances(kept, IMAGE, detections(), rescore=True).scores.tolist() == pytest.approx([0.45, 0.5, 0.2])
+
+
+def test_rejected_masks_are_rescored_by_what_is_said_of_them():
+    """Else each mask that the gate kept would overtake those that became better."""
+    rejected = RefinementStatus.KEPT_REJECTED
+    judged = fake_refiner([0.5, 0.5, 0.5], [0, rejected, rejected], [0.1, 0.4, math.nan])
+    rescored = refine_instances(judged, IMAGE, detections(), rescore=True).scores.tolist()
+    assert rescored == pytest.approx([0.9 * 0.5, 0.5 * 0.4, 0.2])
 
 
 def test_nothing_is_asked_of_fields_that_are_not_there(refiner):
