@@ -12,7 +12,7 @@ from phoenix_d2.perturbation.adversarial import Decode
 from phoenix_d2.refiner import MaskRefiner
 
 DENSE_PROMPTS = ("none", "target")
-"""Dense prompts under attack: SAM's embedding of an absent mask, or the target mask."""
+"""Dense prompts under attack: SAM's embedding of an absent mask, or of the target mask."""
 
 
 def check_dense_prompt(name: str) -> None:
@@ -51,6 +51,9 @@ def attackable_decoder(
     sparse, dense = refiner.prompt_encoder.encode(prompts)
     if dense_prompt == "none":
         dense = refiner.prompt_encoder.no_mask_embeddings(len(prompts))
+    else:
+        # a decoder that is handed the target as it is passes it on, whatever the perturbation
+        dense = refiner.prompt_encoder.without_mask(dense)
 
     def decode(perturbation: Tensor, active: Tensor) -> Tensor:
         # the perturbation comes before the visual prompt embeddings (Algorithm 1, line 4)

@@ -53,6 +53,10 @@ class DetailPromptEncoder(PromptEncoder):
         """As `PromptEncoder.no_mask_embeddings`; of an absent prompt every pixel is undecided, 0."""
         return F.pad(super().no_mask_embeddings(num_masks), (0, 0, 0, 0, 0, FOLD**2))
 
+    def without_mask(self, dense_embeddings: Tensor) -> Tensor:
+        """As `PromptEncoder.without_mask`; of the folded prompt every pixel becomes undecided, 0."""
+        return F.pad(dense_embeddings[:, :EMBED_DIM], (0, 0, 0, 0, 0, FOLD**2))
+
 
 class DetailMaskDecoder(MaskDecoder):
     """A `MaskDecoder` with a stage of stride 2 behind it, and an estimate of the mask prompt's own IoU.

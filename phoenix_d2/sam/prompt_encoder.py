@@ -34,6 +34,10 @@ class PromptEncoder(SamPromptEncoder):
         height, width = self.image_embedding_size
         return self.no_mask_embed.weight[:, :, None, None].expand(num_masks, -1, height, width)
 
+    def without_mask(self, dense_embeddings: Tensor) -> Tensor:
+        """Dense embeddings of mask prompts, less whatever of the masks is handed on unembedded: here, nothing."""
+        return dense_embeddings
+
     def get_dense_pe(self) -> Tensor:
         """(1, C, h, w) positional encoding of the image embedding, in float32 also under autocast."""
         with torch.autocast(self.no_mask_embed.weight.device.type, enabled=False):

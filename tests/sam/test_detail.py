@@ -54,6 +54,16 @@ def embeddings(n: int = 2) -> Tensor:
 
 
 @torch.no_grad()
+def test_of_a_prompt_under_attack_only_what_was_embedded_stays(prompt_encoder: DetailPromptEncoder) -> None:
+    """Else the decoder passes the target on, whatever the attack does."""
+    _, dense = prompt_encoder.encode(prompts())
+    kept = prompt_encoder.without_mask(dense)
+    assert kept.shape == dense.shape
+    assert torch.equal(kept[:, :EMBED_DIM], dense[:, :EMBED_DIM])
+    assert kept[:, EMBED_DIM:].abs().max() == 0 < dense[:, EMBED_DIM:].abs().max()
+
+
+@torch.no_grad()
 def test_mask_prompts_are_read_at_stride_4_and_handed_on_at_stride_2(prompt_encoder: DetailPromptEncoder) -> None:
     plain = PromptEncoder(**prompt_arguments()).eval()
     plain.load_state_dict(prompt_encoder.state_dict(), strict=True)
