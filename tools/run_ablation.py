@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +36,13 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--max-images", type=positive_int, help="evaluated of each folder, at random (default: all)")
     parser.add_argument("--output", type=Path, default=Path("output/ablations"), metavar="DIR", help="parent folder")
-    return parser.parse_args(argv)
+    parser.add_argument(
+        "--overrides", nargs="+", default=[], metavar="KEY VALUE", help="of config keys, for all runs of all ablations"
+    )
+    args = parser.parse_args(argv)
+    if len(args.overrides) % 2:
+        parser.error(f"--overrides are pairs of a key and a value, got {' '.join(args.overrides)}")
+    return args
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -56,7 +63,9 @@ def run(args: argparse.Namespace) -> None:
     from phoenix_d2.sam.pretrained import find_weights
 
     weights = str(find_weights(args.weights))
+    overrides = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))
     for name, ablation in {Path(name).stem: read_ablation(name) for name in args.ablations}.items():
+        ablation = replace(ablation, overrides=ablation.overrides | overrides)
         folder = args.output / name
         inputs = prepare_inputs(
             ablation, folder / "inputs", test=args.test, coarse_files=args.coarse, max_images=args.max_images

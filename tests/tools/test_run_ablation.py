@@ -140,6 +140,18 @@ def test_mistakes_are_found_before_training(run, spec, trained, change, message)
     assert not trained
 
 
+def test_overrides_reach_the_config(run, spec, trained):
+    with pytest.raises(SystemExit, match="BASE_LRS"):
+        run("--overrides", "SOLVER.BASE_LRS", "0.5")
+    assert not trained
+
+
+def test_an_override_without_a_value(run, capsys):
+    with pytest.raises(SystemExit):
+        run("--overrides", "SOLVER.BASE_LR")
+    assert "pairs of a key and a value" in capsys.readouterr().err
+
+
 def test_results_without_gt_id(run, drawn_folder, tmp_path):
     annotations = load_annotations(Path(drawn_folder, "instances.json"))
     records = degrade_annotations(annotations, kind="polygon", strength=1.0)
