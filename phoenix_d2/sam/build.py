@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from segment_anything.modeling import TwoWayTransformer
+from torch import nn
 
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.decoder import MaskDecoder
 from phoenix_d2.sam.detail import EMBED_DIM, DetailMaskDecoder, DetailPromptEncoder
-from phoenix_d2.sam.encoders import get_encoder
+from phoenix_d2.sam.encoders import EncoderSpec, get_encoder
+from phoenix_d2.sam.hq import HQMaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
-
-_STRIDE = 16
 
 
 def build_refiner(
@@ -24,7 +27,7 @@ def build_refiner(
     """Build a refiner with segment-anything's decoder behind the named encoder.
 
     Weights are random but for what an encoder's own package ships; see `phoenix_d2.sam.checkpoint`
-    for loading SAM's or a trained refiner's.
+    for loading official ones or a trained refiner's.
 
     Args:
         encoder: a name in `phoenix_d2.sam.encoders.ENCODERS`.
@@ -38,10 +41,8 @@ def build_refiner(
     """
     spec = get_encoder(encoder)
     input_size = spec.check_input_size(input_size)
-    embedding_side = input_size // _STRIDE
-    prompt_encoder, mask_decoder = (
-        (DetailPromptEncoder, DetailMaskDecoder) if spec.detail else (PromptEncoder, MaskDecoder)
-    )
+    embedding_side = input_size // spec.stride
+    prompt_encoder, mask_decoder = _heads(spec)
     return MaskRefiner(
         image_encoder=spec.build(),
         prompt_encoder=prompt_encoder(
@@ -50,10 +51,7 @@ def build_refiner(
             input_image_size=(input_size, input_size),
             mask_in_chans=16,
         ),
-        mask_decoder=mask_decoder(
-            transformer=TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8),
-            transformer_dim=EMBED_DIM,
-        ),
+        mask_decoder=mask_decoder(transformer=_build_transformer(spec.norm_eps), transformer_dim=EMBED_DIM),
         prompter=prompter or CoarseMaskPrompter(),
         options=options or RefineOptions(),
         encoder_name=encoder,
@@ -61,3 +59,20 @@ def build_refiner(
         pixel_std=spec.pixel_std,
         frozen=spec.frozen,
     )
+
+
+def _build_transformer(norm_eps: float) -> TwoWayTransformer:
+    transformer = TwoWayTransformer(depth=2, embedding_dim=EMBED_DIM, mlp_dim=2048, num_heads=8)
+    for module in transformer.modules():
+        if isinstance(module, nn.LayerNorm):
+            module.eps = norm_eps
+    return transformer
+
+
+def _heads(spec: EncoderSpec) -> tuple[type[PromptEncoder], Callable[..., MaskDecoder]]:
+    """The prompt encoder and the decoder that suit what an encoder hands on."""
+    if spec.detail:
+        return DetailPromptEncoder, DetailMaskDecoder
+    if spec.early_channels:
+        return PromptEncoder, partial(HQMaskDecoder, early_channels=spec.early_channels)
+    return PromptEncoder, MaskDecoder

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.sam.hashing import hash_tensors
+from phoenix_d2.sam.official import find_checkpoint
 
 METADATA_KEY = "phoenix_d2"
 
@@ -28,8 +29,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     """Read a state dict from `.safetensors`, or from a `.pth` that holds tensors and plain values only.
 
     Args:
-        path: file of segment-anything's weights, of a refiner, or a training checkpoint, whose
-            weights lie under "model".
+        path: file of official weights, of a refiner, or a training checkpoint; weights may lie under "model" or
+            "state_dict".
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -40,7 +41,7 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"No weights at {path}: check the path.")
     if path.suffix != ".safetensors":
         content = read_checkpoint(path)
-        return dict(content.get("model", content))
+        return dict(content.get("model", content.get("state_dict", content)))
     try:
         return load_file(path)
     except Exception as error:
@@ -135,18 +136,23 @@ def check_encoder(refiner: MaskRefiner, metadata: dict[str, Any], source: str | 
         )
 
 
-def load_encoder(refiner: MaskRefiner, path: str | Path) -> None:
-    """Load segment-anything's weights: encoder, prompt encoder and decoder, no key missing or left over.
+def load_encoder(refiner: MaskRefiner, name_or_path: str | Path) -> None:
+    """Load official weights: encoder, prompt encoder and decoder, no key missing or left over.
+
+    Args:
+        refiner: that takes them.
+        name_or_path: a file, or the encoder whose official checkpoint was downloaded (`phoenix-weights`).
 
     Raises:
-        FileNotFoundError: there is no such file.
+        FileNotFoundError: there is no such file; the message says how to get an official one.
         ValueError: the file is damaged, or not of this refiner's encoder.
     """
+    path = find_checkpoint(name_or_path)
     try:
         refiner.load_state_dict(read_weights(path), strict=True)
     except RuntimeError as error:
         raise ValueError(
-            f"{path} does not hold segment-anything weights for the encoder {refiner.encoder_name!r}: {error}"
+            f"{path} does not hold official weights for the encoder {refiner.encoder_name!r}: {error}"
         ) from error
 
 
@@ -159,8 +165,9 @@ def load_trained(refiner: MaskRefiner, path: str | Path) -> None:
     """
     weights = read_weights(path)
     check_encoder(refiner, read_metadata(path), path)
-    # training checkpoints carry the refiner beside the projector of the loss
-    weights = {name.removeprefix("refiner."): w for name, w in weights.items() if not name.startswith("criterion.")}
+    # training checkpoints carry the refiner beside what serves training alone
+    training = ("criterion.", "teacher.")
+    weights = {name.removeprefix("refiner."): w for name, w in weights.items() if not name.startswith(training)}
     expected = trained_state_dict(refiner).keys()
     missing, extra = sorted(expected - weights.keys()), sorted(weights.keys() - expected)
     if missing or extra:

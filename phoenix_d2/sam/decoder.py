@@ -40,37 +40,49 @@ class MaskDecoder(SamMaskDecoder):
     def decode_tokens(
         self, image_embeddings: Tensor, image_pe: Tensor, sparse_embeddings: Tensor, dense_embeddings: Tensor
     ) -> tuple[Tensor, MaskPrediction]:
-        """`decode`, with the tokens behind it: (N, T, C), first the IoU token, then one for each candidate."""
+        """`decode`, with the tokens behind it: (N, T, C), in the order of `output_tokens`."""
         num_masks = sparse_embeddings.shape[0]
-        output_tokens = torch.cat([self.iou_token.weight, self.mask_tokens.weight])
+        output_tokens = self.output_tokens()
         tokens = torch.cat([output_tokens.expand(num_masks, -1, -1), sparse_embeddings], dim=1)
 
         embeddings = image_embeddings + dense_embeddings
         hidden, embeddings_out = self.transformer(embeddings, image_pe.expand_as(embeddings), tokens)
         output_hidden = hidden[:, : len(output_tokens)]
-        iou_hidden, *mask_hidden = output_hidden.unbind(1)
+        iou_hidden, *mask_hidden = output_hidden[:, : 1 + self.num_mask_tokens].unbind(1)
 
-        features = self._upscale(embeddings_out, embeddings.shape[-2:])
+        features = upscale_pixels(self.output_upscaling, embeddings_out, embeddings.shape[-2:])
         weights = torch.stack(
             [mlp(token) for mlp, token in zip(self.output_hypernetworks_mlps, mask_hidden, strict=True)], dim=1
         )
         logits = (weights @ features.flatten(2)).unflatten(2, features.shape[-2:])
         return output_hidden, MaskPrediction(logits, self.iou_prediction_head(iou_hidden), features)
 
-    def _upscale(self, embeddings: Tensor, size: torch.Size) -> Tensor:
-        """`output_upscaling`, as matrix products: (N, h * w, C) -> (N, C / 8, 4 h, 4 w).
+    def output_tokens(self) -> Tensor:
+        """(T, C) learnt tokens that answers are read from: the IoU token, then one for each candidate."""
+        return torch.cat([self.iou_token.weight, self.mask_tokens.weight])
 
-        A transposed convolution whose kernel is as wide as its stride sees one pixel at a time. Written as a
-        product over channels-last pixels, it trains several times faster on a CPU.
-        """
-        parts: Any = self.output_upscaling
-        first, norm, activation, second, last_activation = parts
-        x: Tensor = F.layer_norm(_split_pixels(embeddings, first), norm.weight.shape, norm.weight, norm.bias, norm.eps)
-        x = last_activation(_split_pixels(activation(x), second))
-        # every pixel became 2 x 2, and each of these 2 x 2 again
-        height, width = size
-        x = x.unflatten(1, (height, width)).unflatten(3, (2, 2)).unflatten(5, (2, 2))
-        return x.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(x), x.shape[-1], 4 * height, 4 * width)
+
+def upscale_pixels(upscaling: nn.Sequential, pixels: Tensor, size: torch.Size) -> Tensor:
+    """Apply a module like `MaskDecoder.output_upscaling` as matrix products: (N, h * w, C) -> (N, D, 4 h, 4 w).
+
+    A transposed convolution whose kernel is as wide as its stride sees one pixel at a time. Written as a
+    product over channels-last pixels, it trains several times faster on a CPU.
+
+    Args:
+        upscaling: two such convolutions of stride 2 with norm and activation between, and what may follow them.
+        pixels: (N, h * w, C).
+        size: (h, w).
+    """
+    parts: Any = upscaling
+    first, norm, activation, second, *last = parts
+    x: Tensor = F.layer_norm(_split_pixels(pixels, first), norm.weight.shape, norm.weight, norm.bias, norm.eps)
+    x = _split_pixels(activation(x), second)
+    for module in last:
+        x = module(x)
+    # every pixel became 2 x 2, and each of these 2 x 2 again
+    height, width = size
+    x = x.unflatten(1, (height, width)).unflatten(3, (2, 2)).unflatten(5, (2, 2))
+    return x.permute(0, 7, 1, 3, 5, 2, 4, 6).reshape(len(x), x.shape[-1], 4 * height, 4 * width)
 
 
 def _split_pixels(x: Tensor, convolution: nn.ConvTranspose2d) -> Tensor:

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import Tensor
+
+_CHUNK = 1 << 20
+
+
+def hash_file(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, read piece by piece; hexadecimal."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def hash_tensors(tensors: Mapping[str, Tensor]) -> str:

@@ -1,4 +1,7 @@
-"""Trained refiners: a file says which network it belongs to and how that is used."""
+"""Refiners from files: a trained one says which network it belongs to and how that is used.
+
+An official checkpoint serves as an untrained one: a promptable decoder, for baselines and to train from.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +13,7 @@ from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.sam.checkpoint import load_encoder, load_trained, read_metadata
+from phoenix_d2.sam.official import CHECKPOINTS, encoder_of, find_checkpoint
 
 WEIGHTS_DIR = Path(__file__).parent.parent / "weights"
 
@@ -17,11 +21,13 @@ WEIGHTS_DIR = Path(__file__).parent.parent / "weights"
 def load_pretrained(
     name_or_path: str | Path, *, encoder_weights: str | Path | None = None, input_size: int | None = None
 ) -> MaskRefiner:
-    """Load a trained refiner.
+    """Load a refiner, trained or as an official checkpoint has it.
 
     Args:
-        name_or_path: weights that come with the package, by name, or a `.safetensors` or training checkpoint.
-        encoder_weights: segment-anything's checkpoint, for a refiner whose encoder is one of its ViTs.
+        name_or_path: weights that come with the package, by name, a `.safetensors` or training checkpoint, or an
+            official checkpoint, by path or by its encoder's name.
+        encoder_weights: official checkpoint, by path or by its encoder's name, for a trained refiner whose encoder
+            has one.
         input_size: side of the model input in pixels, where it is to be another than in training; finer outlines of
             large objects for more time.
 
@@ -31,9 +37,16 @@ def load_pretrained(
             does not take images of that side.
     """
     path = find_weights(name_or_path)
+    if (encoder := encoder_of(path)) is not None:
+        official = build_refiner(encoder, input_size=input_size or 0)
+        load_encoder(official, path)
+        return official
     metadata = read_metadata(path)
     if "encoder" not in metadata:
-        raise ValueError(f"{path} does not say which encoder it belongs to: it is no file of a trained refiner.")
+        raise ValueError(
+            f"{path} does not say which encoder it belongs to: it is no file of a trained refiner, nor named "
+            "like an official checkpoint (see `phoenix-weights list`)."
+        )
     refiner = build_refiner(
         metadata["encoder"],
         input_size=metadata["input_size"] if input_size is None else input_size,
@@ -57,18 +70,20 @@ def _gate(metadata: dict[str, Any], path: Path) -> RefinementGate | None:
 
 
 def find_weights(name_or_path: str | Path) -> Path:
-    """The file of that path, or of the weights of that name that come with the package.
+    """The file of that path, of the packaged weights of that name, or of a downloaded official checkpoint.
 
     Raises:
-        FileNotFoundError: neither exists; the message lists the packaged ones.
+        FileNotFoundError: none exists; the message lists the packaged ones, or says how to get the official one.
     """
     if Path(name_or_path).is_file():
         return Path(name_or_path)
     packaged = WEIGHTS_DIR / f"{name_or_path}.safetensors"
     if packaged.is_file():
         return packaged
+    if str(name_or_path) in CHECKPOINTS or encoder_of(name_or_path):
+        return find_checkpoint(name_or_path)
     names = sorted(path.stem for path in WEIGHTS_DIR.glob("*.safetensors"))
     raise FileNotFoundError(
-        f"No weights {str(name_or_path)!r}: expected a file, or one of the weights that come with the package "
-        f"({', '.join(names) or 'none in this version'})."
+        f"No weights {str(name_or_path)!r}: expected a file, one of the weights that come with the package "
+        f"({', '.join(names) or 'none in this version'}), or an encoder of `phoenix-weights list`."
     )

@@ -5,9 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from segment_anything import sam_model_registry
+from segment_anything.modeling import ImageEncoderViT
 
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.sam.encoders import ENCODERS, get_encoder
+from phoenix_d2.sam.encoders.vit import ViTEncoder, resize_positions
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -22,22 +24,79 @@ def test_vits_have_segment_anythings_parameters(name: str) -> None:
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in theirs.state_dict().items()
     }
-    assert [type(module) for module in ours.modules()] == [type(module) for module in theirs.modules()]
+    assert [type(module) for module in ours.modules()][1:] == [type(module) for module in theirs.modules()][1:]
     assert [block.window_size for block in ours.blocks] == [block.window_size for block in theirs.blocks]
 
 
-@pytest.mark.parametrize(("name", "sizes"), [("vit_b", (0, 1024)), ("tiny", (0, 64, 512))])
+@pytest.mark.parametrize(
+    ("name", "sizes"), [("vit_b", (0, 1024, 512, 1536)), ("tiny", (0, 64, 512)), ("mobile_sam", (0, 1024))]
+)
 def test_sizes_that_fit(name: str, sizes: tuple[int, ...]) -> None:
     spec = get_encoder(name)
     assert [spec.check_input_size(size) for size in sizes] == [spec.input_size, *sizes[1:]]
 
 
 @pytest.mark.parametrize(
-    ("name", "size", "expected"), [("vit_b", 512, "1024, its only one"), ("tiny", 100, "of 32"), ("tiny", -32, "of 32")]
+    ("name", "size", "expected"),
+    [("efficientvit_sam_l0", 1024, "512, its only one"), ("vit_b", 1000, "of 16"), ("tiny", -32, "of 32")],
 )
 def test_sizes_that_do_not_fit(name: str, size: int, expected: str) -> None:
     with pytest.raises(ValueError, match=expected):
         get_encoder(name).check_input_size(size)
+
+
+SMALL_VIT = {
+    "img_size": 128,
+    "embed_dim": 32,
+    "depth": 2,
+    "num_heads": 2,
+    "use_rel_pos": True,
+    "window_size": 3,
+    "global_attn_indexes": (1,),
+}
+
+
+@pytest.fixture(scope="module")
+def vits() -> tuple[ViTEncoder, ImageEncoderViT]:
+    """Ours and segment-anything's, of the same random weights."""
+    ours, theirs = ViTEncoder(**SMALL_VIT).eval(), ImageEncoderViT(**SMALL_VIT).eval()
+    generator = torch.Generator().manual_seed(0)
+    weights = {key: 0.2 * torch.randn(value.shape, generator=generator) for key, value in ours.state_dict().items()}
+    for vit in (ours, theirs):
+        vit.load_state_dict(weights, strict=True)
+    return ours, theirs
+
+
+@torch.no_grad()
+def test_a_vit_at_its_own_size_is_segment_anythings(vits) -> None:
+    ours, theirs = vits
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    assert ours(images).equal(theirs(images))
+
+
+@pytest.mark.parametrize("size", [64, 96, 192])
+@torch.no_grad()
+def test_a_vit_takes_images_of_other_sizes(vits, size: int) -> None:
+    embeddings = vits[0](torch.randn(1, 3, size, size, generator=torch.Generator().manual_seed(1)))
+    assert embeddings.shape == (1, 256, size // 16, size // 16) and embeddings.isfinite().all()
+
+
+def test_positions_are_interpolated_between_pixel_centres() -> None:
+    ramp = (torch.arange(8.0) + 0.5)[None, :, None, None].expand(1, 8, 8, 4)
+    assert resize_positions(ramp, (8, 8)) is ramp
+    for size in (4, 12, 16):
+        resized = resize_positions(ramp, (size, size))
+        expected = (torch.arange(size) + 0.5) * 8 / size
+        assert resized.shape == (1, size, size, 4)
+        # at the border there is nothing to interpolate towards
+        inner = slice(size // 4, -(size // 4))
+        torch.testing.assert_close(resized[0, inner, 0, 0], expected[inner], atol=0.05, rtol=0)
+
+
+def test_what_is_frozen_stays_in_evaluation_mode(test_encoder: None) -> None:
+    refiner = build_refiner("test").train()
+    assert refiner.training and refiner.mask_decoder.training and refiner.image_encoder.neck.training
+    assert not refiner.image_encoder.backbone.training
 
 
 @pytest.fixture(scope="module")

