@@ -1,9 +1,182 @@
-"""Types of command-line arguments that several tools share."""
+"""Command-line arguments that several tools share, their types, and what they say; light, so that `--help` is quick."""
 
 from __future__ import annotations
 
-from argparse import ArgumentTypeError
+from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterable
 from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phoenix_d2.baselines import CropRefiner
+    from phoenix_d2.offline.run import RunOptions
+    from phoenix_d2.predictor import PhoenixRefiner
+
+
+def add_refiner_arguments(parser: ArgumentParser) -> None:
+    """Which refiner, of what weights, with what options; see `load_refiner`."""
+    group = parser.add_argument_group("refiner")
+    group.add_argument(
+        "--refiner", metavar="NAME",
+        help="phoenix, samrefiner (its --weights are a decoder before Phoenix training), grabcut or morphology "
+        "(default: MODEL.REFINER.NAME of the config, else phoenix)",
+    )  # fmt: skip
+    group.add_argument(
+        "--weights", metavar="FILE",
+        help="of a trained refiner: a file, or the name of weights that come with the package "
+        "(default: MODEL.REFINER.WEIGHTS of the config, else phoenix_tiny for phoenix)",
+    )  # fmt: skip
+    group.add_argument(
+        "--config", metavar="FILE",
+        help="path of a config, or the name of one in configs/, whose MODEL.REFINER replaces, where its keys are not "
+        "None, the options stored with the weights; needs Detectron2",
+    )  # fmt: skip
+    group.add_argument(
+        "--num-iters",
+        type=positive_int,
+        metavar="T",
+        help="passes of the cascade (default: as stored with the weights; 5 for samrefiner)",
+    )
+    group.add_argument(
+        "--gate", choices=("auto", "calibrated", "fixed", "off"),
+        help="which refined masks replace coarse ones: off for all, where you know that yours are poor "
+        "(default: as stored with the weights)",
+    )  # fmt: skip
+    group.add_argument(
+        "opts", nargs=REMAINDER, metavar="KEY VALUE", help="overrides of the config, at the end of the command"
+    )
+    add_cache_arguments(parser)
+
+
+def add_cache_arguments(parser: ArgumentParser) -> None:
+    """Where embeddings are kept, and how many; see `use_embedding_cache`."""
+    group = parser.add_argument_group("embedding cache")
+    group.add_argument(
+        "--embedding-cache", metavar="DIR",
+        help="keep what the encoder makes of images and zoomed windows in a folder, for later runs of any tool; "
+        "embeddings are then rounded to half precision, found or not (default: computed every time)",
+    )  # fmt: skip
+    group.add_argument(
+        "--embedding-cache-gb", type=float, default=10.0, metavar="GB",
+        help="limit of that folder; the least recently used goes first (default: 10)",
+    )  # fmt: skip
+
+
+def use_embedding_cache(args: Namespace, refiner: PhoenixRefiner | CropRefiner) -> None:
+    """Let a refiner with a network use the cache that `add_cache_arguments` asked for, if any.
+
+    Raises:
+        OSError: the folder cannot be made.
+        ValueError: it is a file, or the limit is not a positive number.
+    """
+    from phoenix_d2.predictor import PhoenixRefiner
+
+    if args.embedding_cache and isinstance(refiner, PhoenixRefiner):
+        refiner.cache_embeddings(args.embedding_cache, max_gigabytes=args.embedding_cache_gb)
+
+
+def add_run_arguments(parser: ArgumentParser) -> None:
+    """Device, processes and resuming; see `run_options`."""
+    group = parser.add_argument_group("run")
+    group.add_argument("--resume", action="store_true", help="go on with what earlier runs had finished")
+    group.add_argument("--device", help="default: cuda if there is one, else cpu")
+    group.add_argument(
+        "--num-workers", type=positive_int, default=1, metavar="N",
+        help="processes, one a GPU, or sharing the CPU (default: 1)",
+    )  # fmt: skip
+
+
+def run_options(args: Namespace, *, update_boxes: bool = False) -> RunOptions:
+    """The options that `add_run_arguments` asked for."""
+    from phoenix_d2.offline.run import RunOptions
+
+    return RunOptions(num_workers=args.num_workers, device=args.device, update_boxes=update_boxes, resume=args.resume)
+
+
+def load_refiner(args: Namespace, device: str) -> PhoenixRefiner | CropRefiner:
+    """The refiner that `add_refiner_arguments` asked for. `partial(load_refiner, args)` can be pickled.
+
+    Raises:
+        OSError: weights or config cannot be opened.
+        ValueError: the arguments do not go together, or what they name is unknown or damaged.
+    """
+    from phoenix_d2.baselines import CLASSICAL, build_refiner, check_name
+
+    cfg = _read_config(args)
+    name = args.refiner or ("phoenix" if cfg is None else cfg.MODEL.REFINER.NAME)
+    check_name(name)
+    if name in CLASSICAL:
+        flags = {
+            "--weights": args.weights,
+            "--num-iters": args.num_iters,
+            "--gate": args.gate,
+            "--embedding-cache": args.embedding_cache,
+        }
+        given = [flag for flag, value in flags.items() if value]
+        if given:
+            raise ValueError(f"The refiner {name!r} has no network: omit {' and '.join(given)}.")
+        parameters = {} if cfg is None else cfg.MODEL.REFINER[name.upper()]
+        return build_refiner(name, **{key.lower(): value for key, value in parameters.items()})
+    given_options = {"num_iters": args.num_iters, "gate": args.gate}
+    options = {key: value for key, value in given_options.items() if value is not None}
+    if cfg is None:
+        refiner = build_refiner(name, weights=args.weights, device=device, **options)
+    else:
+        refiner = _configured_refiner(args, cfg, name, device, **options)
+    use_embedding_cache(args, refiner)
+    return refiner
+
+
+def _read_config(args: Namespace) -> Any:
+    """The config with the overrides of the command line, or None."""
+    if args.config is None:
+        if args.opts:
+            raise ValueError(f"Config overrides ({' '.join(args.opts)}) need --config.")
+        return None
+    # the only glue here, for whoever asks for a config
+    from phoenix_d2.config import load_config
+
+    cfg = load_config(args.config)
+    try:
+        cfg.merge_from_list(args.opts)
+    except (AssertionError, KeyError, ValueError) as error:
+        raise ValueError(f"{' '.join(args.opts)}: {error.args[0]}. All keys are in phoenix_d2/config.py.") from error
+    return cfg
+
+
+def _configured_refiner(args: Namespace, cfg: Any, name: str, device: str, **options: Any) -> PhoenixRefiner:
+    """A refiner with a network, of the weights of the command line before those of the config."""
+    from dataclasses import replace
+
+    from phoenix_d2.baselines import LEARNED, choose_weights
+    from phoenix_d2.modeling.build import refine_options
+    from phoenix_d2.predictor import PhoenixRefiner
+    from phoenix_d2.sam.pretrained import find_weights
+
+    cfg.MODEL.DEVICE = device
+    if args.weights or not cfg.MODEL.REFINER.WEIGHTS:
+        cfg.MODEL.REFINER.WEIGHTS = str(find_weights(choose_weights(name, args.weights)))
+    refiner = LEARNED[name](PhoenixRefiner.from_config(cfg))
+    # the config goes before what the refiner's name stands for
+    refiner.refiner.options = replace(refine_options(cfg, refiner.options), **options)
+    return refiner
+
+
+def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
+    """Refuse to replace what is read, or a folder.
+
+    Args:
+        output: the argument --output.
+        inputs: files that the tool reads; None for one that was not given.
+
+    Raises:
+        ValueError: the output is one of them, or a folder.
+    """
+    if output.is_dir():
+        raise ValueError(f"--output {output} is a folder: name a file.")
+    if output.resolve() in [path.resolve() for path in inputs if path]:
+        raise ValueError(f"--output {output} is also read: write to another file.")
 
 
 def positive_int(text: str) -> int:
@@ -32,3 +205,15 @@ def strength(text: str) -> float:
     if not 0 <= value <= 1:
         raise ArgumentTypeError(f"expected a strength from 0 to 1, got {text}")
     return value
+
+
+def shard(text: str) -> tuple[int, int]:
+    """A part of a whole, "K/N" for the K-th of N, counted from 1.
+
+    Raises:
+        ArgumentTypeError: it is not of that form, or there is no such part.
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and 1 <= int(index) <= int(count)):
+        raise ArgumentTypeError(f"expected K/N with K from 1 to N, such as 3/8, got {text!r}")
+    return int(index), int(count)

@@ -7,14 +7,22 @@ import argparse
 import math
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from phoenix_d2.data.mask_json import Record
 
 EXAMPLE = """\
 example, before and after refinement:
   python tools/evaluate_json.py --annotations instances.json --results coarse.json refined.json
+COCO detectors judged by LVIS (see tools/prepare_cocofied_lvis.py):
+  python tools/evaluate_json.py --style lvis --annotations lvis_v1_val_cocofied.json \\
+      --results coco_instances_results.json refined.json
 
 Figures are percentages. bAP is boundary AP, bIoU the mean Boundary IoU; IoU and bIoU are means over the
-results whose 'gt_id' names an annotation.
+results whose 'gt_id' names an annotation. Pseudo-labels may be an annotation file, each with the score that it
+carries, else 1. In LVIS style, results on images and of categories that the annotation file lacks do not count,
+as LVIS says nothing of them.
 """
 
 
@@ -24,7 +32,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--annotations", type=Path, required=True, metavar="JSON", help="ground truth, COCO or LVIS")
-    parser.add_argument("--results", type=Path, required=True, nargs="+", metavar="JSON", help="COCO results files")
+    parser.add_argument(
+        "--results", type=Path, required=True, nargs="+", metavar="JSON", help="results, or annotation files"
+    )
     parser.add_argument("--style", choices=["coco", "lvis"], default="coco", help="protocol (default: coco)")
     parser.add_argument("--class-agnostic", action="store_true", help="count all categories as one")
     parser.add_argument(
@@ -53,8 +63,12 @@ def main(argv: list[str] | None = None) -> None:
     except (OSError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(scores_table(rows(scores["files"]), markdown=args.markdown))
+    print()
+    for name, file in scores["files"].items():
+        if file["left_out"]:
+            print(f"Not judged: {file['left_out']} results of {name}, on other images or of other categories.")
     print(
-        f"\nThe boundary band is {100 * args.dilation_ratio:g} % of the image diagonal wide; "
+        f"The boundary band is {100 * args.dilation_ratio:g} % of the image diagonal wide; "
         f"for {scores['saturated']:.1f} % of the ground truth it is the whole mask."
     )
 
@@ -65,16 +79,13 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from tqdm import tqdm
 
-    from phoenix_d2.data.mask_json import load_annotations, load_results
+    from phoenix_d2.data.mask_json import load_annotations
     from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_iou, saturated_share
 
     annotations = load_annotations(args.annotations)
-    results = {
-        str(path): load_results(path, annotations=annotations, check_categories=not args.class_agnostic)
-        for path in args.results
-    }
+    predictions = {str(path): load_predictions(path, annotations, args) for path in args.results}
     files: dict[str, Any] = {}
-    for name, records in (progress := tqdm(results.items(), unit="file", disable=None)):
+    for name, (records, num_left_out) in (progress := tqdm(predictions.items(), unit="file", disable=None)):
         progress.set_postfix_str(f"{name}, {len(records)} masks")
         files[name] = evaluate_masks(
             annotations,
@@ -83,6 +94,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
             class_agnostic=args.class_agnostic,
             dilation_ratio=args.dilation_ratio,
         )
+        files[name]["left_out"] = num_left_out
         if pairs := paired_iou(annotations, records, dilation_ratio=args.dilation_ratio):
             files[name]["paired"] = asdict(pairs)
     return {
@@ -95,14 +107,38 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def rows(files: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict[str, float]]:
+def load_predictions(path: Path, annotations: Record, args: argparse.Namespace) -> tuple[list[Record], int]:
+    """The checked masks of a results or annotation file, and how many of its masks are not judged."""
+    from phoenix_d2.data.mask_json import check_annotations, check_results, is_results, read_json
+
+    records = read_json(path)
+    if not is_results(records):
+        check_annotations(records, source=path)
+        records = [{"score": 1.0, **record} for record in records["annotations"] if not record.get("iscrowd", 0)]
+    if args.style == "coco":
+        check_results(records, source=path, annotations=annotations, check_categories=not args.class_agnostic)
+        return records, 0
+    check_results(records, source=path)
+    images, categories = ({item["id"] for item in annotations[key]} for key in ("images", "categories"))
+    on_images = [record for record in records if record["image_id"] in images]
+    # other categories stay, since they count among the best results of an image, of which LVIS takes 300
+    num_judged = sum(record["category_id"] in categories for record in on_images)
+    if num_judged:
+        check_results(on_images, source=path, annotations=annotations)
+        return on_images, len(records) - num_judged
+    # not one mask to judge: the check says what is wrong with the file, unless it is empty
+    check_results(records, source=path, annotations=annotations, check_categories=True)
+    return records, 0
+
+
+def rows(files: dict[str, dict[str, Any]]) -> dict[str, dict[str, float]]:
     """The table: a row of figures by file, named without folder and ending where that is enough."""
     stems = [Path(name).stem for name in files]
     names = stems if len(set(stems)) == len(stems) else list(files)
     return {name: row(file) for name, file in zip(names, files.values(), strict=True)}
 
 
-def row(file: dict[str, dict[str, float]]) -> dict[str, float]:
+def row(file: dict[str, Any]) -> dict[str, float]:
     """The figures of one file."""
     figures = {**file["segm"], **{f"b{metric}": value for metric, value in file["boundary"].items()}}
     if "paired" in file:

@@ -5,9 +5,10 @@ Everything that can be known to be wrong is found by `plan_job`, before the firs
 
 from __future__ import annotations
 
+import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +63,7 @@ class ImageOutcome:
         statuses: values of `RefinementStatus`, one a record; none when the image could not be read.
         error: why the image could not be read.
         seconds: spent on the image.
+        predicted_gains: of the gate, as in `RefinementResult`, one a record, None for NaN; none without statuses.
     """
 
     image_id: Any
@@ -69,6 +71,7 @@ class ImageOutcome:
     statuses: Sequence[int]
     error: str | None
     seconds: float
+    predicted_gains: Sequence[float | None] = ()
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,12 @@ class RefinementJob:
     Attributes:
         data: the parsed file.
         tasks: one for each image with masks to refine, in the order of their first records.
+        hashes: SHA-256 of the files that it was planned from, "input" and "annotations" (None without one).
     """
 
     data: Any
     tasks: tuple[ImageTask, ...]
+    hashes: Mapping[str, str | None]
 
     @property
     def records(self) -> list[Record]:
@@ -157,16 +162,20 @@ def plan_job(
     else:
         image_list = load_annotations(annotation_file)
         check_results(data, source=input_file, annotations=image_list)
-    job = RefinementJob(data, ())
-    job = RefinementJob(data, _group(job.records, image_list["images"], Path(image_folder)))
+    hashes = {
+        "input": _sha256(input_file),
+        "annotations": None if annotation_file is None else _sha256(annotation_file),
+    }
+    job = RefinementJob(data, (), hashes)
+    job = replace(job, tasks=_group(job.records, image_list["images"], Path(image_folder)))
     _check_images(job.tasks, image_folder)
     return job
 
 
-def share(tasks: Sequence[ImageTask], rank: int, num_workers: int) -> list[ImageTask]:
-    """The tasks of one of several workers, about as many masks as the others have, in the given order."""
+def share(tasks: Sequence[ImageTask], rank: int, count: int) -> list[ImageTask]:
+    """The tasks of one of `count` workers or machines, about as many masks as the others have, in the given order."""
     by_masks = sorted(range(len(tasks)), key=lambda index: -len(tasks[index].places))
-    return [tasks[index] for index in sorted(by_masks[rank::num_workers])]
+    return [tasks[index] for index in sorted(by_masks[rank::count])]
 
 
 def _group(records: Sequence[Record], images: Iterable[Record], folder: Path) -> tuple[ImageTask, ...]:
@@ -212,6 +221,10 @@ def _image_problem(task: ImageTask) -> str | None:
     if size != task.size:
         return f"{where} is {size[0]} x {size[1]} (height x width), in the JSON {task.size[0]} x {task.size[1]}"
     return None
+
+
+def _sha256(path: PathLike) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _listed(items: Iterable[str]) -> str:

@@ -1,78 +1,96 @@
-"""Finished images on disk, so that a killed run can go on."""
+"""Finished images on disk, so that a killed run can go on, and several machines can work on one job."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from phoenix_d2 import __version__
 from phoenix_d2.baselines.base import CropRefiner
-from phoenix_d2.data.mask_json import PathLike, Record, read_json, write_json_atomically
-from phoenix_d2.offline.job import ImageOutcome
+from phoenix_d2.data.mask_json import Record
+from phoenix_d2.offline.job import ImageOutcome, RefinementJob
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.sam.checkpoint import refiner_metadata, trained_state_dict
 from phoenix_d2.sam.hashing import hash_tensors
 
 
 class Journal:
-    """A folder beside the output: what the run depends on, and a file of finished images for each worker and start.
+    """A folder beside the output, with a file of finished images for each worker and start.
+
+    Every file begins with what its images depend on. Nothing in the folder is ever changed, and files are made under
+    names that no other shard uses: machines that share a file system need neither locks nor one another.
 
     Args:
         output: the file that the run will write; the folder is named after it, with `.partial` at the end.
+        shard: (k, n) for the k-th of n parts of the job, counted from 1.
     """
 
-    def __init__(self, output: str | Path) -> None:
+    def __init__(self, output: str | Path, *, shard: tuple[int, int] = (1, 1)) -> None:
         output = Path(output)
         self.folder = output.with_name(output.name + ".partial")
-        self._fingerprint_file = self.folder / "job.json"
+        self.shard = shard
+        self._stem = "{}of{}-".format(*shard)
+        self._fingerprint: Record = {}
 
     def begin(self, fingerprint: Record, *, resume: bool) -> None:
         """Make the folder, or check that it is a run's that can go on.
 
         Args:
             fingerprint: all that the output depends on, in plain values.
-            resume: go on with what is there, if anything is.
+            resume: go on with what is there, if anything is. Images that other shards finished are welcome anyway,
+                but to a run of the whole job.
 
         Raises:
             OSError: the folder cannot be written.
-            ValueError: it holds finished images, and `resume` is off or they are of another run.
+            ValueError: it holds images of another run, or finished images of this one and `resume` is off.
         """
-        fingerprint = json.loads(json.dumps(fingerprint))
-        if num_finished := len(self.outcomes()):
-            self._check_continues(fingerprint, num_finished, resume)
-        write_json_atomically(self._fingerprint_file, fingerprint)
-
-    def _check_continues(self, fingerprint: Record, num_finished: int, resume: bool) -> None:
-        if not resume:
+        self._fingerprint = json.loads(json.dumps(fingerprint))
+        own = self._outcomes("*.jsonl" if self.shard[1] == 1 else f"{self._stem}*.jsonl")
+        if own and not resume:
             raise ValueError(
-                f"{self.folder} holds {num_finished} images that an earlier run finished: go on with --resume, or "
+                f"{self.folder} holds {len(own)} images that an earlier run finished: go on with --resume, or "
                 "remove the folder to start over."
             )
-        before = read_json(self._fingerprint_file)
-        changed = [key for key in fingerprint if before.get(key) != fingerprint[key]]
+        self.outcomes()
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    def outcomes(self) -> dict[Any, ImageOutcome]:
+        """All finished images by id, whichever shard finished them.
+
+        Raises:
+            ValueError: some are of a run with another fingerprint than `begin` was given.
+        """
+        return self._outcomes("*.jsonl")
+
+    def _outcomes(self, pattern: str) -> dict[Any, ImageOutcome]:
+        finished: dict[Any, ImageOutcome] = {}
+        for path in sorted(self.folder.glob(pattern)):
+            fingerprint, *outcomes = _complete_lines(path) or [{}]
+            if outcomes:
+                self._check_same(fingerprint)
+            finished |= {outcome["image_id"]: ImageOutcome(**outcome) for outcome in outcomes}
+        return finished
+
+    def _check_same(self, fingerprint: Record) -> None:
+        expected = self._fingerprint
+        changed = [key for key in fingerprint | expected if fingerprint.get(key) != expected.get(key)]
         if changed:
             raise ValueError(
                 f"{self.folder} belongs to a run with other {', '.join(changed)}: repeat its command, or remove the "
                 "folder to start over."
             )
 
-    def outcomes(self) -> dict[Any, ImageOutcome]:
-        """All finished images by id."""
-        files = sorted(self.folder.glob("*.jsonl"))
-        return {outcome.image_id: outcome for file in files for outcome in _read(file)}
-
     def next_file(self) -> int:
-        """Number of the first file that no worker has opened yet."""
-        return 1 + max((int(path.stem) for path in self.folder.glob("*.jsonl")), default=-1)
+        """Number of this shard's first file that no worker has opened yet."""
+        files = self.folder.glob(f"{self._stem}*.jsonl")
+        return 1 + max((int(path.stem.removeprefix(self._stem)) for path in files), default=-1)
 
     def file(self, number: int) -> JournalFile:
-        """A new file for a worker; no two may take the same number."""
-        return JournalFile(self.folder / f"{number}.jsonl")
+        """A new file for a worker; no two workers of a shard may take the same number."""
+        return JournalFile(self.folder / f"{self._stem}{number}.jsonl", self._fingerprint)
 
     def remove(self) -> None:
         """Delete the folder, once the output is written."""
@@ -84,11 +102,13 @@ class JournalFile:
 
     Args:
         path: of the file, which must not be there yet.
+        fingerprint: its first line.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, fingerprint: Record) -> None:
         # never appended to: the last line of a killed run may lack its end
         self._file = path.open("x", encoding="utf-8")
+        self._write(fingerprint)
 
     def __enter__(self) -> JournalFile:
         return self
@@ -98,20 +118,16 @@ class JournalFile:
 
     def append(self, outcome: ImageOutcome) -> None:
         """Write an outcome, safe from the end of this process when the call returns."""
-        self._file.write(json.dumps(asdict(outcome)) + "\n")
+        self._write(asdict(outcome))
+
+    def _write(self, record: Record) -> None:
+        self._file.write(json.dumps(record) + "\n")
         self._file.flush()
 
 
-def fingerprint_of(
-    refiner: PhoenixRefiner | CropRefiner, *, input_file: PathLike, annotation_file: PathLike | None, update_boxes: bool
-) -> Record:
+def fingerprint_of(refiner: PhoenixRefiner | CropRefiner, job: RefinementJob, *, update_boxes: bool) -> Record:
     """All that a run's output depends on but the images, by names that `Journal.begin` tells users."""
-    return {
-        "input": _sha256(Path(input_file).read_bytes()),
-        "annotations": None if annotation_file is None else _sha256(Path(annotation_file).read_bytes()),
-        "update_boxes": update_boxes,
-        **refiner_fingerprint(refiner),
-    }
+    return {**job.hashes, "update_boxes": update_boxes, **refiner_fingerprint(refiner)}
 
 
 def refiner_fingerprint(refiner: PhoenixRefiner | CropRefiner) -> Record:
@@ -120,15 +136,10 @@ def refiner_fingerprint(refiner: PhoenixRefiner | CropRefiner) -> Record:
     if isinstance(refiner, CropRefiner):
         return {**identity, "parameters": asdict(refiner)}
     weights = hash_tensors(trained_state_dict(refiner.refiner))
-    return {**identity, "weights": weights, **refiner_metadata(refiner.refiner)}
+    # only where it is on: what was kept without it is still good
+    rounding = {} if refiner.refiner.cached_encoder is None else {"embedding cache": "half precision"}
+    return {**identity, "weights": weights, **refiner_metadata(refiner.refiner), **rounding}
 
 
-def _sha256(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
-
-
-def _read(path: Path) -> Iterator[ImageOutcome]:
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n"):
-            return
-        yield ImageOutcome(**json.loads(line))
+def _complete_lines(path: Path) -> list[Record]:
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -12,9 +12,12 @@ from numpy.typing import NDArray
 from phoenix_d2.baselines.base import Refiner
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask
+from phoenix_d2.data.visual_cues import cue_arrays, group_by_cues
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
 from phoenix_d2.offline.journal import JournalFile
-from phoenix_d2.structures import RefinementStatus
+from phoenix_d2.offline.report import without_nan
+from phoenix_d2.predictor import PhoenixRefiner
+from phoenix_d2.structures import RefinementResult, RefinementStatus
 
 
 def refine_images(
@@ -28,7 +31,7 @@ def refine_images(
 
 
 def refine_image(refiner: Refiner, task: ImageTask, *, update_boxes: bool = False) -> ImageOutcome:
-    """Refine all masks of an image together, so that a network encodes it once.
+    """Refine all masks of an image together, so that a network encodes it once (once for each kind of visual cues).
 
     Args:
         refiner: to refine with.
@@ -45,19 +48,34 @@ def refine_image(refiner: Refiner, task: ImageTask, *, update_boxes: bool = Fals
     except (OSError, ValueError) as error:
         seconds = time.perf_counter() - start
         return ImageOutcome(task.image_id, [None] * len(task.records), [], str(error), seconds)
-    masks = np.stack([decode_segmentation(record["segmentation"], *task.size) for record in task.records])
-    result = refiner.refine(image, masks)
-    changes = [
-        _changes(record, np.asarray(mask), update_boxes) if status == RefinementStatus.REFINED else None
-        for record, mask, status in zip(task.records, result.masks, result.status.tolist(), strict=True)
-    ]
-    return ImageOutcome(task.image_id, changes, result.status.tolist(), None, time.perf_counter() - start)
+    num_records = len(task.records)
+    changes: list[Record | None] = [None] * num_records
+    statuses, gains = [0] * num_records, [0.0] * num_records
+    for rows in group_by_cues(task.records):
+        records = [task.records[row] for row in rows]
+        result = _refine_alike(refiner, image, records)
+        for i, row in enumerate(rows):
+            statuses[row], gains[row] = int(result.status[i]), float(result.predicted_gain[i])
+            if statuses[row] == RefinementStatus.REFINED:
+                changes[row] = _changes(records[i], np.asarray(result.masks[i]), update_boxes)
+    seconds = time.perf_counter() - start
+    return ImageOutcome(task.image_id, changes, statuses, None, seconds, without_nan(gains))
+
+
+def _refine_alike(refiner: Refiner, image: NDArray[np.uint8], records: Sequence[Record]) -> RefinementResult:
+    """Refine the masks of records that have the same kinds of cues; refiners without prompts leave cues aside."""
+    masks = np.stack([decode_segmentation(record["segmentation"], *image.shape[:2]) for record in records])
+    if isinstance(refiner, PhoenixRefiner):
+        return refiner.refine(image, masks, **cue_arrays(records))
+    return refiner.refine(image, masks)
+
+
+def box_and_area(record: Record, rle: Record) -> Record:
+    """Of "bbox" and "area", what a record has, as a compressed RLE's mask has them, in pixels."""
+    values = {"bbox": mask_util.toBbox(rle).tolist(), "area": int(mask_util.area(rle))}
+    return {key: value for key, value in values.items() if key in record}
 
 
 def _changes(record: Record, mask: NDArray[np.bool_], update_boxes: bool) -> Record:
     segmentation = encode_mask(mask)
-    new = {"segmentation": segmentation}
-    if update_boxes:
-        follow = {"bbox": mask_util.toBbox(segmentation).tolist(), "area": int(mask_util.area(segmentation))}
-        new |= {key: value for key, value in follow.items() if key in record}
-    return new
+    return {"segmentation": segmentation, **(box_and_area(record, segmentation) if update_boxes else {})}

@@ -11,7 +11,7 @@ FINGERPRINT = {"input": "abc", "options": {"num_iters": 2, "sizes": (1, 2)}}
 
 
 def outcome(image_id):
-    return ImageOutcome(image_id, [None, {"bbox": [0.1, 1 / 3, 2, 3]}], [1, 0], None, 0.5)
+    return ImageOutcome(image_id, [None, {"bbox": [0.1, 1 / 3, 2, 3]}], [1, 0], None, 0.5, [None, 0.25])
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def test_an_outcome_is_there_as_soon_as_it_is_appended(journal):
 
 def test_a_torn_line_is_ignored_and_never_appended_to(journal):
     write(journal, 1, 2)
-    path = journal.folder / "0.jsonl"
+    path = journal.folder / "1of1-0.jsonl"
     path.write_bytes(path.read_bytes()[:-5])
     assert list(journal.outcomes()) == [1]
     with pytest.raises(FileExistsError):
@@ -68,6 +68,32 @@ def test_another_job_cannot_go_on(journal):
     other = {"input": "abd", "options": {"num_iters": 3, "sizes": (1, 2)}}
     with pytest.raises(ValueError, match=r"refined\.json\.partial belongs to a run with other input, options: repeat"):
         journal.begin(other, resume=True)
+
+
+def test_shards_share_a_folder_and_protect_their_own(journal, tmp_path):
+    shards = [Journal(tmp_path / "new" / "refined.json", shard=(k, 2)) for k in (1, 2)]
+    for shard in shards:
+        shard.begin(FINGERPRINT, resume=False)
+    write(shards[0], 1)
+    assert shards[1].next_file() == 0 and shards[0].next_file() == 1
+    # what the first has finished is no reason for the second not to start
+    shards[1].begin(FINGERPRINT, resume=False)
+    write(shards[1], 2)
+    with pytest.raises(ValueError, match=r"holds 1 images .* --resume"):
+        shards[0].begin(FINGERPRINT, resume=False)
+    with pytest.raises(ValueError, match=r"holds 2 images .* --resume"):
+        journal.begin(FINGERPRINT, resume=False)
+    journal.begin(FINGERPRINT, resume=True)
+    assert list(journal.outcomes()) == [1, 2]
+
+
+def test_a_shard_of_another_job_is_found_whenever_it_started(journal, tmp_path):
+    other = Journal(tmp_path / "new" / "refined.json", shard=(1, 2))
+    other.begin({**FINGERPRINT, "input": "abd"}, resume=False)
+    write(other, 1)
+    write(journal, 2)
+    with pytest.raises(ValueError, match="belongs to a run with other input: repeat"):
+        journal.outcomes()
 
 
 def test_nothing_finished_is_nothing_to_protect(journal):

@@ -119,7 +119,9 @@ def case(tmp_path, drawn, results, weights):
         )  # fmt: skip
 
     journal = tmp_path / "refined.json.partial"
-    return SimpleNamespace(source=source, output=output, journal=journal, run=run, error=error, start=start)
+    return SimpleNamespace(
+        source=source, output=output, journal=journal, run=run, error=error, start=start, command=command
+    )
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +177,32 @@ def test_each_image_is_encoded_once(case, monkeypatch):
     monkeypatch.setattr(TOOL_MODULE, "load_refiner", load_refiner)
     case.run()
     assert len(encoded) == NUM_IMAGES
+
+
+def test_a_cache_of_embeddings_saves_the_encoder_and_changes_no_byte(case, tmp_path, monkeypatch):
+    encoded, original = [], TOOL_MODULE.load_refiner
+
+    def load_refiner(args, device):
+        refiner = original(args, device)
+        refiner.refiner.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+        return refiner
+
+    monkeypatch.setattr(TOOL_MODULE, "load_refiner", load_refiner)
+    outputs = []
+    for _ in range(2):
+        case.run("--embedding-cache", tmp_path / "cache")
+        outputs.append(case.output.read_bytes())
+        assert len(encoded) == NUM_IMAGES
+    assert outputs[0] == outputs[1]
+
+
+def test_a_cache_that_cannot_be_is_an_error_before_any_work(case, tmp_path):
+    assert "is a file: name a folder" in case.error("--embedding-cache", case.source)
+    limit = ("--embedding-cache", tmp_path / "cache", "--embedding-cache-gb", "0")
+    assert "An embedding cache of 0.0 GB: expected a positive number" in case.error(*limit)
+    classical = ("--refiner", "morphology", "--embedding-cache", tmp_path / "cache")
+    assert "has no network: omit --embedding-cache" in case.error(*classical, weights=None)
+    assert not (tmp_path / "cache").exists() and not case.journal.exists()
 
 
 def test_boxes_follow_if_asked(case, results, reference):
@@ -242,7 +270,8 @@ def test_resume_without_anything_to_resume_starts(case, reference):
 def test_a_killed_run_goes_on_and_needs_no_detectron2(case, reference):
     process = case.start()
     deadline = time.monotonic() + 120
-    while not any(file.read_bytes().count(b"\n") for file in case.journal.glob("*.jsonl")):
+    # the first line tells what the run depends on
+    while not any(file.read_bytes().count(b"\n") > 1 for file in case.journal.glob("*.jsonl")):
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.005)
     process.kill()
@@ -256,13 +285,33 @@ def test_a_killed_run_goes_on_and_needs_no_detectron2(case, reference):
 
 
 @pytest.mark.slow
-def test_two_workers_write_the_same_file(case, reference, results):
-    pytest.importorskip("detectron2")
-    process = case.start("--num-workers", "2")
+def test_two_workers_write_the_same_file_without_detectron2(case, reference, results):
+    process = case.start("--num-workers", "2", launcher=("-c", LAUNCHER, "detectron2"))
     output, errors = process.communicate(timeout=300)
     assert process.returncode == 0, errors
     assert case.output.read_bytes() == reference
     assert f"{len(results)} masks in {NUM_IMAGES} images: " in output
+
+
+def test_shards_write_the_same_file_with_a_last_run_that_merges(case, reference, monkeypatch, capsys):
+    asked = stop_after(monkeypatch, NUM_IMAGES)
+    for k in (2, 1):
+        TOOL_MODULE.main(case.command("--shard", f"{k}/2"))
+        assert not case.output.exists()
+    output = capsys.readouterr().out
+    assert f"3 of {NUM_IMAGES} images are finished" in output and f"{NUM_IMAGES} of {NUM_IMAGES}" in output
+    assert f"holds {NUM_IMAGES} images" in case.error()
+    assert "holds 3 images" in case.error("--shard", "1/2")
+    assert "other options: repeat" in case.error("--shard", "1/3", "--num-iters", "2")
+    case.run("--resume")
+    assert len(asked) == NUM_IMAGES
+    assert case.output.read_bytes() == reference and not case.journal.exists()
+
+
+def test_the_last_run_makes_up_for_a_shard_that_is_missing(case, reference):
+    TOOL_MODULE.main(case.command("--shard", "1/3"))
+    case.run("--resume")
+    assert case.output.read_bytes() == reference
 
 
 def test_options_of_a_config(case, reference, tmp_path):
@@ -297,7 +346,7 @@ def test_weights_of_another_encoder(case, weights, tmp_path):
 
 
 def test_weights_that_are_none(case, tmp_path):
-    assert "No weights 'absent': expected a file, or one of the weights that come with" in case.error(weights="absent")
+    assert "No weights 'absent': expected a file, one of the weights that come with" in case.error(weights="absent")
     (tmp_path / "cut.safetensors").write_bytes(b"1234")
     assert "cut.safetensors cannot be read as weights" in case.error(weights=tmp_path / "cut.safetensors")
 
@@ -430,13 +479,12 @@ def test_wrong_use_is_explained(case, tmp_path, capsys, monkeypatch):
     assert "is also read: write to another file" in case.error(output=case.source)
     assert case.source.read_bytes() == before
     assert "is a folder: name a file" in case.error(output=tmp_path)
-    assert case.error("MODEL.REFINER.NUM_ITERS", "1") == "2"
-    assert "config overrides (MODEL.REFINER.NUM_ITERS 1) need --config" in capsys.readouterr().err
+    assert "Config overrides (MODEL.REFINER.NUM_ITERS 1) need --config" in case.error("MODEL.REFINER.NUM_ITERS", "1")
     assert case.error("--num-iters", "0") == "2"
     assert "expected at least 1, got 0" in capsys.readouterr().err
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    assert re.search(r"--num-workers 2 exceeds the GPUs of this machine, 1: .*CUDA_VISIBLE_DEVICES", case.error(
+    assert re.search(r"2 workers exceed the GPUs of this machine, 1: .*CUDA_VISIBLE_DEVICES", case.error(
         "--num-workers", "2"
     ))  # fmt: skip
 

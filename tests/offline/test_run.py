@@ -1,0 +1,96 @@
+"""Running a job: whose images are refined, what is asked again, and what a failure leaves."""
+
+from __future__ import annotations
+
+import multiprocessing
+
+import pytest
+
+from phoenix_d2.baselines import build_refiner
+from phoenix_d2.offline import refine
+from phoenix_d2.offline.job import plan_job
+from phoenix_d2.offline.journal import Journal
+from phoenix_d2.offline.run import RunOptions, _TaskQueue, run_job
+
+
+def morphology(device):
+    assert device == "cpu"
+    return build_refiner("morphology")
+
+
+def failing_elsewhere(device):
+    if multiprocessing.parent_process() is not None:
+        raise RuntimeError("out of memory")
+    return morphology(device)
+
+
+@pytest.fixture
+def run(dataset, tmp_path, monkeypatch):
+    """Runs the job of the dataset; returns what comes back and the images that were refined."""
+    seen = []
+    original = refine.refine_image
+
+    def refine_image(refiner, task, **options):
+        seen.append(task.image_id)
+        return original(refiner, task, **options)
+
+    monkeypatch.setattr(refine, "refine_image", refine_image)
+    job = plan_job(dataset.path, image_folder=dataset.folder)
+
+    def run_shard(shard=(1, 1), **options):
+        seen.clear()
+        journal = Journal(tmp_path / "refined.json", shard=shard)
+        return run_job(job, journal, morphology, RunOptions(device="cpu", **options)), list(seen)
+
+    return run_shard
+
+
+def test_shards_refine_their_own_and_see_all(run):
+    assert [(list(outcomes), seen) for outcomes, seen in (run((1, 2)), run((2, 2)))] == [([1], [1]), ([1, 2], [2])]
+    outcomes, seen = run(resume=True)
+    assert not seen and [len(outcomes[i].changes) for i in (1, 2)] == [3, 2]
+
+
+def test_a_shard_goes_on_with_its_own_images_when_asked(run):
+    run((1, 2))
+    with pytest.raises(ValueError, match="holds 1 images"):
+        run((1, 2))
+    assert run((1, 2), resume=True)[1] == []
+    # what others have finished counts in any division
+    assert run((1, 1), resume=True)[1] == [2]
+
+
+def test_another_option_is_another_run(run):
+    run((1, 2))
+    with pytest.raises(ValueError, match="belongs to a run with other update_boxes"):
+        run((2, 2), update_boxes=True)
+
+
+def test_a_failure_tells_where_finished_images_are(run, monkeypatch, capsys):
+    def fail(refiner, task, **options):
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(refine, "refine_image", fail)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        run()
+    assert "refined.json.partial: go on with --resume" in capsys.readouterr().err
+
+
+def test_processes_take_every_image_once_and_the_large_ones_first(dataset):
+    queue = _TaskQueue(plan_job(dataset.path, image_folder=dataset.folder).tasks)
+    one, other = iter(queue), iter(queue)
+    assert queue.num_masks_taken == 0
+    assert next(one).image_id == 1 and queue.num_masks_taken == 3
+    assert next(other).image_id == 2 and queue.num_masks_taken == 5
+    assert [*one, *other] == []
+
+
+@pytest.mark.slow
+def test_a_worker_that_fails_ends_the_run_which_can_go_on(dataset, tmp_path, capsys):
+    job = plan_job(dataset.path, image_folder=dataset.folder)
+    journal, options = Journal(tmp_path / "refined.json"), RunOptions(device="cpu", num_workers=2)
+    with pytest.raises(Exception, match="out of memory"):
+        run_job(job, journal, failing_elsewhere, options)
+    assert "refined.json.partial: go on with --resume" in capsys.readouterr().err
+    outcomes = run_job(job, journal, morphology, RunOptions(device="cpu", resume=True))
+    assert sorted(outcomes) == [1, 2]
