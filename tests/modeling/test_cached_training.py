@@ -1,4 +1,4 @@
-"""Training on cached features: the same curve, and the encoder only in the first round of views."""
+"""Training on cached features, the same curve with the encoder in the first round of views alone; cached evaluation."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 import torch
 from detectron2.engine import HookBase
 from detectron2.modeling import build_model
+from detectron2.structures import Instances
 
 from phoenix_d2.engine import Trainer
 
@@ -64,3 +65,16 @@ def test_a_cache_that_could_never_be_hit_is_refused(cfg, tmp_path):
     cfg.MODEL.PHOENIX.FEATURE_CACHE = str(tmp_path)
     with pytest.raises(ValueError, match="NUM_VIEWS"):
         build_model(cfg)
+
+
+@torch.no_grad()
+def test_evaluation_keeps_embeddings_where_a_key_says_so(cfg, tmp_path):
+    cfg.MODEL.REFINER.EMBEDDING_CACHE = str(tmp_path / "embeddings")
+    model, encoded = build_model(cfg).eval(), []
+    model.refiner.image_encoder.register_forward_hook(lambda *_: encoded.append(1))
+    masks = torch.zeros(1, 96, 128, dtype=torch.bool)
+    masks[:, 20:70, 30:90] = True
+    coarse = Instances((96, 128), pred_masks=masks)
+    inputs = {"image": torch.full((3, 96, 128), 40, dtype=torch.uint8), "coarse_instances": coarse}
+    first, second = (model([inputs])[0]["instances"].pred_masks for _ in range(2))
+    assert len(encoded) == 1 and torch.equal(first, second)

@@ -24,6 +24,7 @@ from detectron2.utils.events import EventStorage
 from phoenix_d2 import PhoenixRefiner
 from phoenix_d2.modeling.hook import RefinerHook
 from phoenix_d2.modeling.refine_outputs import image_in_output_frame, refine_instances
+from phoenix_d2.modeling.refined_detector import RefinedDetectorWithTTA
 
 SIZE = (40, 60)
 
@@ -49,10 +50,7 @@ class FakeDetector(nn.Module):
     def forward(self, batched_inputs):
         if self.training:
             return {"loss_mask": self.weight.sum()}
-        return [
-            {"sem_seg": torch.ones(2, 2), "instances": found((i["height"], i["width"])), "panoptic_seg": "kept"}
-            for i in batched_inputs
-        ]
+        return [{"other": "kept", "instances": found((i["height"], i["width"]))} for i in batched_inputs]
 
 
 def sample(seed=0, height=SIZE[0], width=SIZE[1]):
@@ -71,9 +69,8 @@ def test_every_image_of_a_batch_gets_its_own_masks(refiner):
     RefinerHook(refiner, model)
     outputs = model(batch)
     for inputs, output in zip(batch, outputs, strict=True):
-        assert list(output) == ["sem_seg", "instances", "panoptic_seg"]
+        assert list(output) == ["other", "instances"] and output["other"] == "kept"
         assert output["instances"].pred_masks.equal(expected_masks(refiner, inputs))
-    assert outputs[0]["sem_seg"].equal(torch.ones(2, 2)) and outputs[0]["panoptic_seg"] == "kept"
 
 
 def test_inputs_may_be_named(refiner):
@@ -82,11 +79,23 @@ def test_inputs_may_be_named(refiner):
     assert model(batched_inputs=[sample()])[0]["instances"].pred_masks.equal(expected_masks(refiner, sample()))
 
 
-def test_outputs_without_instances_pass(refiner):
+def test_outputs_without_masks_pass(refiner):
     model = nn.Identity().eval()
     RefinerHook(refiner, model, image_format="RGB")
-    batch = [{"sem_seg": torch.ones(2, 2)}]
-    assert model(batch)[0] is batch[0]
+    batch = [sample()]
+    assert model(batch) == batch
+
+
+def test_only_the_chosen_outputs(refiner):
+    model = FakeDetector().eval()
+    RefinerHook(refiner, model, outputs=["sem_seg"])
+    assert model([sample()])[0]["instances"].pred_masks.equal(found().pred_masks)
+
+
+@pytest.mark.parametrize("outputs", [["instances", "masks"], "instances"])
+def test_unknown_outputs(refiner, outputs):
+    with pytest.raises(ValueError, match="expected a list of some of instances, sem_seg, panoptic_seg"):
+        RefinerHook(refiner, FakeDetector(), outputs=outputs)
 
 
 def test_training_is_left_alone(refiner):
@@ -143,9 +152,68 @@ def test_second_refiner_is_refused(refiner):
     RefinerHook(refiner, model)
 
 
-def test_model_that_bypasses_hooks_is_refused(refiner, mask_rcnn_cfg, mask_rcnn):
-    with pytest.raises(ValueError, match="GeneralizedRCNNWithTTA replaces"):
-        RefinerHook(refiner, GeneralizedRCNNWithTTA(mask_rcnn_cfg, mask_rcnn), image_format="BGR")
+class Bypassing(FakeDetector):
+    """Is called without hooks."""
+
+    def __call__(self, batched_inputs):
+        return self.forward(batched_inputs)
+
+
+def test_model_that_bypasses_hooks_is_refused(refiner):
+    with pytest.raises(ValueError, match="Bypassing replaces"):
+        RefinerHook(refiner, Bypassing())
+
+
+@pytest.fixture
+def augmented_cfg(mask_rcnn_cfg):
+    mask_rcnn_cfg.TEST.AUG.MIN_SIZES = (96, 128)
+    return mask_rcnn_cfg
+
+
+@torch.no_grad()
+def test_test_time_augmentation(refiner, augmented_cfg, mask_rcnn):
+    augmented, inputs = GeneralizedRCNNWithTTA(augmented_cfg, mask_rcnn).eval(), [sample(0, 90, 120)]
+    coarse = augmented(inputs)[0]["instances"]
+    hook = PhoenixRefiner(refiner).attach(augmented)
+    refined = augmented(inputs)[0]["instances"]
+    image = image_in_output_frame(inputs[0]["image"], (90, 120), "BGR")
+    assert refined.pred_masks.equal(refine_instances(refiner, image, coarse).pred_masks)
+    assert not refined.pred_masks.equal(coarse.pred_masks) and refined.scores.equal(coarse.scores)
+    with pytest.raises(ValueError, match="already has a refiner"):
+        RefinerHook(refiner, augmented)
+    assert copy.deepcopy(augmented)(inputs)[0]["instances"].pred_masks.equal(refined.pred_masks)
+    hook.detach()
+    assert augmented(inputs)[0]["instances"].pred_masks.equal(coarse.pred_masks)
+
+
+@torch.no_grad()
+def test_augmentation_of_a_detector_with_a_refiner(refiner, augmented_cfg, mask_rcnn):
+    with pytest.raises(ValueError, match="No refiner is attached to this GeneralizedRCNN"):
+        RefinedDetectorWithTTA(augmented_cfg, mask_rcnn)
+    plain, inputs = GeneralizedRCNNWithTTA(augmented_cfg, mask_rcnn).eval(), [sample(0, 90, 120)]
+    coarse = plain(inputs)[0]["instances"]
+    RefinerHook(refiner, mask_rcnn, update_boxes=True)
+    refined = RefinedDetectorWithTTA(augmented_cfg, mask_rcnn).eval()(inputs)[0]["instances"]
+    image = image_in_output_frame(inputs[0]["image"], (90, 120), "BGR")
+    expected = refine_instances(refiner, image, coarse, update_boxes=True)
+    assert refined.pred_masks.equal(expected.pred_masks)
+    assert refined.pred_boxes.tensor.equal(expected.pred_boxes.tensor)
+
+
+@torch.no_grad()
+def test_panoptic_fpn(refiner, panoptic_fpn):
+    inputs = [sample(0, 90, 120)]
+    (before,) = panoptic_fpn(inputs)
+    RefinerHook(refiner, panoptic_fpn)
+    (after,) = panoptic_fpn(inputs)
+    assert list(before) == list(after) == ["sem_seg", "instances", "panoptic_seg"]
+    assert (before["instances"].pred_masks != after["instances"].pred_masks).flatten(1).any(1).all()
+    assert before["sem_seg"].shape == after["sem_seg"].shape
+    assert not before["sem_seg"].argmax(0).equal(after["sem_seg"].argmax(0))
+    (ids, _), (refined_ids, info) = before["panoptic_seg"], after["panoptic_seg"]
+    assert not ids.equal(refined_ids) and (ids == 0).equal(refined_ids == 0)
+    assert set(refined_ids.unique().tolist()) - {0} == {segment["id"] for segment in info}
+    assert all(segment["area"] == (refined_ids == segment["id"]).sum() for segment in info if "area" in segment)
 
 
 def test_refiner_is_no_part_of_the_model(refiner):
