@@ -2,15 +2,16 @@
 
 The AP figures come from faster-coco-eval, which equals the COCO, LVIS and Boundary IoU reference
 code; what that library leaves to its caller (LVIS' limit of detections an image, categories merged
-into one, ids of any kind) is prepared here, on copies.
+into one, ids of any kind) is prepared here, on copies. Its boundary mode erodes every mask over the
+whole image; `boundary_ap.py` comes to the same figures with the crops of a few.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -18,8 +19,9 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from phoenix_d2.data.mask_json import Record, decode_segmentation, image_sizes, segmentation_to_rle
-from phoenix_d2.ops.boundary import band_width, boundary_iou
+from phoenix_d2.data.mask_json import Record, image_sizes, segmentation_to_rle
+from phoenix_d2.evaluation.boundary_ap import BoundaryEvaluation, cropped_mask
+from phoenix_d2.ops.boundary import band_width
 
 Style: TypeAlias = Literal["coco", "lvis"]
 IouType: TypeAlias = Literal["bbox", "segm", "boundary"]
@@ -72,13 +74,15 @@ def evaluate_masks(
         results = _federated_results(annotations, results, limit)
     metrics = LVIS_METRICS if style == "lvis" else COCO_METRICS
 
+    # mask AP and boundary AP read the same records
+    pairs = {key: _library_pair(annotations, results, key, class_agnostic) for key in set(map(_shape_key, iou_types))}
     scores: dict[str, dict[str, float]] = {}
     for iou_type in iou_types:
-        truth = COCO(_ground_truth(annotations, iou_type, class_agnostic))
-        predictions = truth.loadRes(list(_predictions(annotations, results, iou_type, class_agnostic)))
-        evaluation = COCOeval_faster(
-            truth, predictions, iou_type, lvis_style=style == "lvis", boundary_dilation_ratio=dilation_ratio
-        )
+        pair = pairs[_shape_key(iou_type)]
+        if iou_type == "boundary":
+            evaluation = BoundaryEvaluation(*pair, dilation_ratio=dilation_ratio, lvis_style=style == "lvis")
+        else:
+            evaluation = COCOeval_faster(*pair, iou_type, lvis_style=style == "lvis")
         evaluation.params.maxDets = [limit]
         evaluation.run()
         figures = evaluation.stats_as_dict
@@ -139,12 +143,12 @@ def paired_overlaps(
         if "gt_id" not in result:
             continue
         size = sizes[result["image_id"]]
-        mask = decode_segmentation(result["segmentation"], *size)
-        target = decode_segmentation(targets[result["gt_id"]]["segmentation"], *size)
-        union = np.count_nonzero(mask | target)
-        iou = np.count_nonzero(mask & target) / union if union else 1.0
-        bands = [boundary_iou(mask, target, dilation_ratio=ratio) for ratio in dilation_ratios]
-        overlaps.append([iou, *bands])
+        mask, target = (
+            cropped_mask(segmentation_to_rle(record["segmentation"], *size))
+            for record in (result, targets[result["gt_id"]])
+        )
+        depths = [band_width(*size, dilation_ratio=ratio) for ratio in dilation_ratios]
+        overlaps.append([mask.iou(target), *(mask.band(depth).iou(target.band(depth)) for depth in depths)])
     return np.array(overlaps, dtype=np.float64).reshape(-1, 1 + len(dilation_ratios))
 
 
@@ -193,45 +197,31 @@ def _image_indices(annotations: Record) -> dict[object, int]:
     return {image_id: index for index, image_id in enumerate(sorted(image_sizes(annotations)), start=1)}
 
 
-def _ground_truth(annotations: Record, iou_type: IouType, class_agnostic: bool) -> Record:
-    """A copy with the fields that evaluation reads, which the library may write into."""
+def _shape_key(iou_type: IouType) -> str:
+    """Where a record has the shape that is compared."""
+    return "bbox" if iou_type == "bbox" else "segmentation"
+
+
+def _library_pair(annotations: Record, results: Sequence[Record], key: str, class_agnostic: bool) -> tuple[COCO, COCO]:
+    """Ground truth and results for the library: copies with what evaluation reads, which it may write into."""
     indices, sizes = _image_indices(annotations), image_sizes(annotations)
+
+    def record(source: Record, **fields: Any) -> Record:
+        category_id = 1 if class_agnostic else source["category_id"]
+        # no box beside a mask: the library would take the box's area for the mask's
+        shape = list(source[key]) if key == "bbox" else segmentation_to_rle(source[key], *sizes[source["image_id"]])
+        return {"image_id": indices[source["image_id"]], "category_id": category_id, key: shape, **fields}
+
     records = []
     # ids count from 1, since the library takes id 0 for "not matched"
     for index, annotation in enumerate(annotations["annotations"], start=1):
-        record = _record(annotation, iou_type, class_agnostic, indices, sizes)
-        record["id"] = index
-        record["iscrowd"] = annotation.get("iscrowd", 0)
-        record["area"] = annotation["area"] if "area" in annotation else float(mask_util.area(record["segmentation"]))
-        records.append(record)
+        truth = record(annotation, id=index, iscrowd=annotation.get("iscrowd", 0))
+        truth["area"] = annotation["area"] if "area" in annotation else float(mask_util.area(truth["segmentation"]))
+        records.append(truth)
     categories = [{"id": 1, "name": "object"}] if class_agnostic else [dict(c) for c in annotations["categories"]]
     images = [{**image, "id": indices[image["id"]]} for image in annotations["images"]]
-    return {"images": images, "annotations": records, "categories": categories}
-
-
-def _predictions(
-    annotations: Record, results: Sequence[Record], iou_type: IouType, class_agnostic: bool
-) -> Iterator[Record]:
-    indices, sizes = _image_indices(annotations), image_sizes(annotations)
-    for result in results:
-        yield {**_record(result, iou_type, class_agnostic, indices, sizes), "score": result["score"]}
-
-
-def _record(
-    source: Record,
-    iou_type: IouType,
-    class_agnostic: bool,
-    indices: Mapping[object, int],
-    sizes: Mapping[object, tuple[int, int]],
-) -> Record:
-    record = {
-        "image_id": indices[source["image_id"]],
-        "category_id": 1 if class_agnostic else source["category_id"],
-    }
-    if iou_type == "bbox":
-        return {**record, "bbox": list(source["bbox"])}
-    # no box beside a mask: the library would take the box's area for the mask's
-    return {**record, "segmentation": segmentation_to_rle(source["segmentation"], *sizes[source["image_id"]])}
+    ground_truth = COCO({"images": images, "annotations": records, "categories": categories})
+    return ground_truth, ground_truth.loadRes([record(result, score=result["score"]) for result in results])
 
 
 def _check_federated(annotations: Record, class_agnostic: bool) -> None:

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from phoenix_d2.ops.boundary import band_width, boundary_band, boundary_iou
+from phoenix_d2.ops.boundary import CroppedMask, band_width, boundary_band, boundary_iou
 
 # a 100 x 100 image has a diagonal of 141.4 pixels: at 2 % the band is 3 pixels wide
 SIZE = 100
@@ -100,3 +100,24 @@ def test_empty_masks():
 def test_masks_of_two_sizes_are_refused():
     with pytest.raises(ValueError, match=r"\(100, 100\) and \(50, 50\).*Resize"):
         boundary_iou(square(10, 10, 20), square(10, 10, 20, size=50))
+
+
+def test_crops_overlap_as_the_masks_do():
+    rng = np.random.default_rng(2)
+    for _ in range(100):
+        # rectangles that lie apart, within one another, or across, and some that are empty
+        masks = np.zeros((2, 12, 16), dtype=bool)
+        for mask in masks:
+            y, x = rng.integers(0, (12, 16))
+            mask[y : y + rng.integers(0, 9), x : x + rng.integers(0, 9)] = True
+        union = (masks[0] | masks[1]).sum()
+        expected = (masks[0] & masks[1]).sum() / union if union else 1.0
+        assert CroppedMask.of(masks[0]).iou(CroppedMask.of(masks[1])) == expected
+
+
+def test_the_work_is_done_in_the_window():
+    mask = square(10, 20, 40)
+    crop = CroppedMask.of(mask)
+    assert (crop.y, crop.x, crop.pixels.shape) == (20, 10, (40, 40))
+    assert crop.pixels.all() and mask[crop.window].all()
+    assert CroppedMask.of(mask & False).pixels.shape == (0, 0)

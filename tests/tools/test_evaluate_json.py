@@ -93,6 +93,28 @@ def test_lvis_style(truth, write):
     assert [row[key] for key in ("APr", "APc", "bAPr", "bAPf")] == ["100.00", "-", "50.00", "-"]
 
 
+def test_lvis_style_leaves_out_what_lvis_says_nothing_of(truth, write):
+    others = [result(30, category_id=80), result(30, image_id=2)]
+    for record in others:
+        del record["gt_id"]
+    completed = run("--annotations", truth, "--style", "lvis", "--results", write("a.json", [result(10), *others]))
+    assert completed.returncode == 0, completed.stderr
+    assert table(completed.stdout)["a"]["AP"] == "100.00"
+    assert re.search(r"Not judged: 2 results of .*a\.json, on other images or of other", completed.stdout)
+    nothing = run("--annotations", truth, "--style", "lvis", "--results", write("b.json", others[:1]))
+    assert re.search(r"^error: .*b\.json: .*category id 80 is not among", nothing.stderr), nothing.stderr
+
+
+def test_pseudo_labels_may_be_an_annotation_file(truth, write):
+    data = json.loads(truth.read_text())
+    crowd = {**data["annotations"][0], "id": 6, "iscrowd": 1}
+    path = write("a.json", {**data, "annotations": [*data["annotations"], crowd]})
+    completed = run("--annotations", truth, "--results", path)
+    assert completed.returncode == 0, completed.stderr
+    row = table(completed.stdout)["a"]
+    assert row["AP"] == row["bAP"] == "100.00"
+
+
 def test_class_agnostic_markdown_and_dilation_ratio(truth, write):
     other_class = result(11, category_id=80)
     del other_class["gt_id"]
@@ -116,7 +138,7 @@ def test_files_of_one_name_keep_their_folders(truth, write):
 
 
 BAD_RESULTS = {
-    "annotations": ({"images": []}, "expected a results file"),
+    "neither": ({"images": []}, "expected an annotation file"),
     "NaN score": ([result(10, score=float("nan"))], "result 0 .*score must be a finite number"),
     "unknown image": ([result(10, image_id=3)], "no such image"),
     "unknown category": ([result(10, category_id=80)], "category id 80 .* evaluate class-agnostically"),
