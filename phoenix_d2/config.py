@@ -79,13 +79,22 @@ def _phoenix_node() -> CN:
     node.ENCODER = CN()
     # an entry of phoenix_d2.sam.encoders.ENCODERS (paper C.2)
     node.ENCODER.NAME = "vit_h"
-    # segment-anything's checkpoint for it, path or URL; "" for `tiny`, whose weights come with a package
+    # its official checkpoint: path, URL, or the encoder's name once `phoenix-weights` downloaded it; "" for `tiny`,
+    # whose weights come with a package
     node.ENCODER.WEIGHTS = ""
     # side of the square model input in pixels; 0 is the encoder's own. Smaller is faster, larger finer; ours
     node.ENCODER.INPUT_SIZE = 0
     # parts of the refiner that are trained: image_encoder (its neck, for `tiny`), prompt_encoder,
     # mask_decoder (paper 4.1: the decoder; a frozen prompt encoder is ours)
     node.TRAINABLE = ("mask_decoder",)
+
+    # what is trained towards: "annotation", or "pseudo" for masks that the starting decoder finds (paper A.1, B.4)
+    node.TARGET = "annotation"
+    node.PSEUDO = CN()
+    # points a side of the grid that the decoder is asked with (paper B.4)
+    node.PSEUDO.GRID_SIZE = 4
+    # least predicted IoU of an answer that may be a target; segment-anything's own value, ours
+    node.PSEUDO.MIN_IOU = 0.88
 
     node.PROMPT = CN()
     # derived points, box and mask prompt (paper 3.2, after SAMRefiner)
@@ -167,8 +176,8 @@ def _phoenix_node() -> CN:
     node.DATA.MASKS_PER_IMAGE = 1
     # smallest annotation trained on, pixels (SegRefiner)
     node.DATA.MIN_AREA = 512
-    # probability that a sample is a window around one object instead of the whole image, and the
-    # range of the window's side in units of the object's box; ours
+    # probability that a sample is a window around one object instead of the whole image, and the range of the window's
+    # side in units of the object's box; where there are no annotations, any box stands for the object's. Ours
     node.DATA.OBJECT_CROP_PROB = 0.0
     node.DATA.OBJECT_CROP_CONTEXT = (1.3, 4.0)
     # augmentation (paper B.2; strengths are ours)
@@ -204,18 +213,27 @@ def _refiner_node() -> CN:
     # a refiner that is yet to be trained, the defaults of RefineOptions (the paper's 5 passes, B.3)
     node.NUM_ITERS = None
     node.CANDIDATE = None
+    # masks that a pass leaves with at least this IoU to what they were skip the passes that remain. Ours
+    node.STOP_OVERLAP = None
     node.CHUNK_SIZE = None
     node.ZOOM_SMALL = None
     node.ZOOM_BELOW = None
     node.ZOOM_CONTEXT = None
+    # side of the windows along the outline on which large masks are refined once more, in model inputs; 0 is off. Ours
+    node.WINDOW_SCALE = None
     # which refined masks replace the coarse ones: "auto", "calibrated", "fixed" or "off", and the thresholds of "fixed"
     node.GATE = None
     node.GATE_MIN_IOU = None
     node.GATE_MIN_OVERLAP = None
     # trained weights: a file, or the name of some that come with the package
     node.WEIGHTS = ""
+    # folder where embeddings of images and zoomed windows are kept, in use and in evaluation, and its limit; "" is off
+    node.EMBEDDING_CACHE = ""
+    node.EMBEDDING_CACHE_GB = 10.0
     # META_ARCHITECTURE "RefinedDetector": the detector's own META_ARCHITECTURE
     node.DETECTOR = "GeneralizedRCNN"
+    # which of its outputs are refined; each costs its masks
+    node.OUTPUTS = ("instances", "sem_seg", "panoptic_seg")
     # let pred_boxes follow the refined masks; multiply scores by the predicted mask quality
     node.UPDATE_BOXES = False
     node.RESCORE = False

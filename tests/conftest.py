@@ -45,6 +45,31 @@ def drawn_folder(tmp_path_factory):
 
 
 @pytest.fixture
+def cityscapes_root(tmp_path):
+    """Two drawn pictures of 80 x 160 pixels in Cityscapes' layout, split "val"."""
+    import cv2
+    import numpy as np
+
+    # value of the label map and XYXY box: a group, cars, a caravan (which has instances, but is not evaluated), a rider
+    objects = {
+        "bonn/bonn_000000_000019": [(24, (70, 10, 90, 40)), (26000, (20, 20, 60, 60)), (26001, (100, 20, 130, 60))],
+        "ulm/ulm_000001_000019": [(29000, (5, 5, 30, 30)), (25000, (60, 10, 80, 50))],
+    }
+    road = 7
+    for name, boxes in objects.items():
+        labels = np.full((80, 160), road, np.uint16)
+        image = np.full((80, 160, 3), 90, np.uint8)
+        for value, (x0, y0, x1, y1) in boxes:
+            labels[y0:y1, x0:x1] = value
+            image[y0:y1, x0:x1] = (value % 7 * 30, 200, 40)
+        for folder, ending, pixels in (("gtFine", "gtFine_instanceIds", labels), ("leftImg8bit", "leftImg8bit", image)):
+            path = tmp_path / folder / "val" / f"{name}_{ending}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            cv2.imwrite(str(path), pixels)
+    return tmp_path
+
+
+@pytest.fixture
 def cfg(test_encoder, drawn_folder, tmp_path):
     """A config of everything that Phoenix has, in small."""
     from phoenix_d2.config import load_config

@@ -22,17 +22,7 @@ def build_train_loader(cfg: CfgNode) -> torch.utils.data.DataLoader:
         ValueError: no annotation can be trained on, or training noise files do not match the datasets.
     """
     mapper = RefinementDatasetMapper(cfg)
-    noise_files = _one_each(cfg.DATASETS.COARSE_FILES_TRAIN, cfg.DATASETS.TRAIN, "COARSE_FILES_TRAIN")
-    dataset_dicts: list[dict[str, Any]] = []
-    for name, path in zip(cfg.DATASETS.TRAIN, noise_files, strict=True):
-        dicts = get_detection_dataset_dicts(name, filter_empty=True)
-        dataset_dicts += attach_training_noise(dicts, path) if path else dicts
-    dataset_dicts = [d for d in dataset_dicts if any(map(mapper.is_trainable, d["annotations"]))]
-    if not dataset_dicts:
-        raise ValueError(
-            f"No annotation of {cfg.DATASETS.TRAIN} can be trained on: all are crowd or have at most {mapper.min_area} "
-            "pixels (MODEL.PHOENIX.DATA.MIN_AREA)."
-        )
+    dataset_dicts = _unannotated(cfg) if cfg.MODEL.PHOENIX.TARGET == "pseudo" else _annotated(cfg, mapper)
     # what a run draws must not depend on the seed being unset
     stream = SampleStream(dataset_dicts, seed=max(cfg.SEED, 0), num_views=cfg.MODEL.PHOENIX.DATA.NUM_VIEWS)
     loader: torch.utils.data.DataLoader = build_batch_data_loader(
@@ -57,6 +47,38 @@ def build_test_loader(cfg: CfgNode, dataset_name: str) -> torch.utils.data.DataL
         DatasetFromList(dicts), mapper=mapper, num_workers=cfg.DATALOADER.NUM_WORKERS
     )
     return loader
+
+
+def _annotated(cfg: CfgNode, mapper: RefinementDatasetMapper) -> list[dict[str, Any]]:
+    """The images that have anything to train on, with a model's masks beside their annotations where there are any."""
+    noise_files = _one_each(cfg.DATASETS.COARSE_FILES_TRAIN, cfg.DATASETS.TRAIN, "COARSE_FILES_TRAIN")
+    dataset_dicts: list[dict[str, Any]] = []
+    for name, path in zip(cfg.DATASETS.TRAIN, noise_files, strict=True):
+        dicts = get_detection_dataset_dicts(name, filter_empty=True)
+        if not all("annotations" in d for d in dicts):
+            raise ValueError(
+                f"Dataset {name!r} has no annotations to train towards: add them (instances.json), or train on targets "
+                "that the decoder finds itself (MODEL.PHOENIX.TARGET pseudo)."
+            )
+        dataset_dicts += attach_training_noise(dicts, path) if path else dicts
+    dataset_dicts = [d for d in dataset_dicts if any(map(mapper.is_trainable, d["annotations"]))]
+    if not dataset_dicts:
+        raise ValueError(
+            f"No annotation of {cfg.DATASETS.TRAIN} can be trained on: all are crowd or have at most {mapper.min_area} "
+            "pixels (MODEL.PHOENIX.DATA.MIN_AREA)."
+        )
+    return dataset_dicts
+
+
+def _unannotated(cfg: CfgNode) -> list[dict[str, Any]]:
+    """All images, without the annotations that some of them may have."""
+    if cfg.DATASETS.COARSE_FILES_TRAIN:
+        raise ValueError(
+            f"DATASETS.COARSE_FILES_TRAIN is {cfg.DATASETS.COARSE_FILES_TRAIN}, masks of annotations, which "
+            "MODEL.PHOENIX.TARGET pseudo does not read: give one or the other."
+        )
+    dicts = [d for name in cfg.DATASETS.TRAIN for d in get_detection_dataset_dicts(name, filter_empty=False)]
+    return [{key: value for key, value in d.items() if key != "annotations"} for d in dicts]
 
 
 def _one_each(files: tuple[str, ...], datasets: tuple[str, ...], key: str) -> tuple[str, ...]:

@@ -44,22 +44,28 @@ def attach_training_noise(dataset_dicts: list[dict[str, Any]], path: str) -> lis
     The record's `gt_id` tells the annotation.
 
     Raises:
-        ValueError: a record has no `gt_id`, or none of them is an annotation of the dataset.
+        ValueError: a record has no `gt_id`, or one of another image's annotation, or none of them is an annotation of
+            the dataset.
     """
-    by_annotation: dict[int, Any] = {}
+    by_annotation: dict[int, dict[str, Any]] = {}
     for index, record in enumerate(load_results(path)):
         if "gt_id" not in record:
             raise ValueError(
                 f"{path}, record {index}: training noise needs 'gt_id', the id of the annotation that the mask is a "
                 "prediction of."
             )
-        by_annotation[record["gt_id"]] = record["segmentation"]
+        by_annotation[record["gt_id"]] = record
     with_noise = []
     for dataset_dict in dataset_dicts:
-        annotations = [
-            {**a, "coarse_segmentation": by_annotation[a["id"]]} if a.get("id") in by_annotation else a
-            for a in dataset_dict["annotations"]
-        ]
+        annotations = []
+        for annotation in dataset_dict["annotations"]:
+            noise = by_annotation.get(annotation.get("id"))
+            if noise is not None and noise["image_id"] != dataset_dict["image_id"]:
+                raise ValueError(
+                    f"{path}: 'gt_id' {noise['gt_id']} belongs to image {dataset_dict['image_id']}, its mask to image "
+                    f"{noise['image_id']}. Is it the results file of another dataset?"
+                )
+            annotations.append(annotation | ({"coarse_segmentation": noise["segmentation"]} if noise else {}))
         with_noise.append({**dataset_dict, "annotations": annotations})
     count = sum("coarse_segmentation" in a for d in with_noise for a in d["annotations"])
     if not count:

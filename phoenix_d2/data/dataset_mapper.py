@@ -18,7 +18,7 @@ from phoenix_d2.sam.encoders import get_encoder
 
 
 class RefinementDatasetMapper:
-    """Training samples: one image (or a window around one object of it) and masks drawn from it.
+    """Training samples: one image (or a window around one object of it) and masks drawn from it, if it has any.
 
     The image is read once, cut, flipped and resized to the model input here, in the worker; masks
     of annotations that were not drawn are never decoded.
@@ -27,7 +27,8 @@ class RefinementDatasetMapper:
         input_size: side of the model input in pixels; the long side of the image becomes this.
         masks_per_image: most annotations drawn, uniformly, from those that are not crowd and have
             more than `min_area` pixels (SegRefiner's draw, with one an image).
-        object_crop_prob: probability of a window around a drawn object.
+        object_crop_prob: probability of a window around a drawn object; of an image without annotations, around any
+            box of it.
         object_crop_context: range of the window's side, in units of the long side of the object's
             box; uniform in the logarithm.
         flip_prob: of a horizontal flip.
@@ -92,20 +93,22 @@ class RefinementDatasetMapper:
 
         Returns:
             The dict without annotations, with "image", (3, h, w) uint8 RGB at the size of the model
-            input, unpadded, and "instances" in that frame with `gt_masks` and, where the dict's
-            annotations have a "coarse_segmentation", `coarse_masks` (empty where there is none).
+            input, unpadded, and "instances" in that frame with `gt_masks` (none where the dict has no
+            annotations) and, where the dict's annotations have a "coarse_segmentation", `coarse_masks`
+            (empty where there is none).
         """
         view, draw = (np.random.default_rng(dataset_dict[key]) for key in ("view_seed", "sample_seed"))
         image = read_image(dataset_dict["file_name"])
         utils.check_image_size(dataset_dict, image)
         size = image.shape[:2]
-        annotations = [a for a in dataset_dict["annotations"] if self.is_trainable(a)]
-        first = view.integers(len(annotations))
+        annotations = [a for a in dataset_dict.get("annotations", ()) if self.is_trainable(a)]
+        first = view.integers(len(annotations)) if annotations else None
         order = list(draw.permutation(len(annotations)))
         window = (0, 0, size[1], size[0])
         if view.random() < self.object_crop_prob:
-            window = self._object_window(size, annotations[first]["bbox"], view)
-            order = [first, *(i for i in order if i != first)]
+            box = _any_box(size, view) if first is None else annotations[first]["bbox"]
+            window = self._object_window(size, box, view)
+            order = sorted(order, key=lambda i: i != first)
         visible = [annotations[i] for i in order if _visible_share(annotations[i]["bbox"], window) > 0.5]
         drawn = visible[: self.masks_per_image]
         frame = Frame(size, window, self.input_size, self.input_size)
@@ -154,6 +157,12 @@ def _resize(pixels: np.ndarray, frame: Frame, flip: bool, interpolation: int) ->
     x0, y0, x1, y1 = frame.window
     resized = cv2.resize(pixels[y0:y1, x0:x1], frame.resized_size[::-1], interpolation=interpolation)
     return resized[:, ::-1] if flip else resized
+
+
+def _any_box(size: tuple[int, int], rng: np.random.Generator) -> list[float]:
+    """A box (XYWH) anywhere in an image of (height, width) pixels, each side an eighth to half of the image's."""
+    height, width = rng.uniform(1 / 8, 1 / 2, size=2) * size
+    return [rng.uniform(0, size[1] - width), rng.uniform(0, size[0] - height), width, height]
 
 
 def _visible_share(bbox: list[float], window: tuple[int, int, int, int]) -> float:

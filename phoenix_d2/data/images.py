@@ -15,6 +15,13 @@ from PIL import ExifTags, Image, ImageOps
 _FIRST_SIDEWAYS = 5
 
 
+def find_images(folder: str | Path) -> list[Path]:
+    """The image files in a folder and the folders below it, by name; none if there is no such folder."""
+    # the endings of the formats that Pillow can open
+    readable = {ending for ending, name in Image.registered_extensions().items() if name in Image.OPEN}
+    return sorted(path for path in Path(folder).rglob("*") if path.suffix.lower() in readable and path.is_file())
+
+
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file of any kind as RGB.
 
@@ -28,7 +35,7 @@ def read_image(path: str | Path) -> NDArray[np.uint8]:
         FileNotFoundError: there is no such file.
         ValueError: it is no image, or cut short.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I"):
             return _from_16_bits(np.asarray(upright))
@@ -40,7 +47,7 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
 
     A file that is cut short behind its header goes unnoticed.
     """
-    with _open(path) as image:
+    with open_image(path) as image:
         width, height = image.size
         # for PNG, Pillow overrides it to decode the whole image first, in search of a note at its end
         exif = Image.Image.getexif(image)
@@ -49,7 +56,8 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
 
 
 @contextmanager
-def _open(path: str | Path) -> Iterator[Image.Image]:
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file with Pillow, for the block; errors as `read_image`, for what is read in the block too."""
     try:
         with Image.open(path) as image:
             yield image

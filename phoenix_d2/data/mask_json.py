@@ -19,6 +19,8 @@ import numpy as np
 import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
+from phoenix_d2.data.visual_cues import check_cues
+
 Record: TypeAlias = dict[str, Any]
 Segmentation: TypeAlias = Sequence[Any] | Mapping[str, Any]
 PathLike: TypeAlias = str | os.PathLike[str]
@@ -180,6 +182,38 @@ def encode_mask(mask: NDArray[np.bool_]) -> Record:
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
 
 
+def run_lengths(counts: Any) -> NDArray[np.int64]:
+    """Run lengths of RLE counts, plain (a list) or compressed (str or bytes).
+
+    Compressed, a run is a little-endian string of five-bit groups, one a character from "0" on, with
+    a sixth bit where the string goes on and the sign in the last group's fifth bit; from the fourth run
+    on, it is the difference to the run before the last.
+
+    Raises:
+        ValueError: they are neither, or cut short.
+    """
+    if not isinstance(counts, str | bytes):
+        runs = np.asarray(counts)
+        if runs.ndim != 1 or runs.dtype.kind not in "iu":
+            raise ValueError("expected a string or a list of integers")
+        return runs.astype(np.int64)
+    characters = counts.encode("ascii") if isinstance(counts, str) else counts
+    codes = np.frombuffer(characters, np.uint8).astype(np.int64) - ord("0")
+    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
+        raise ValueError("empty, cut short, or with characters that RLE does not use")
+    ends = np.flatnonzero(codes < 32) + 1
+    starts = np.concatenate([[0], ends[:-1]])
+    bits = 5 * (ends - starts)
+    if bits.max() > 35:
+        raise ValueError("a run of more than 32 bits")
+    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, ends - starts))
+    runs = np.add.reduceat((codes & 31) << shifts, starts)
+    runs -= np.where(codes[ends - 1] & 16, 1 << bits, 0)
+    runs[1::2] = runs[1::2].cumsum()
+    runs[2::2] = runs[2::2].cumsum()
+    return runs
+
+
 def write_json_atomically(path: PathLike, obj: Any) -> None:
     """Write JSON so that `path` holds either its old content or all of the new, never a part.
 
@@ -236,6 +270,7 @@ def _check_mask_record(record: Any, where: str, sizes: Mapping[Any, tuple[int, i
             _rle_counts(segmentation, image_size)
         else:
             _check_polygons(segmentation)
+        check_cues(record, image_size)
     except ValueError as error:
         raise ValueError(f"{where}: {error}") from error
 
@@ -297,7 +332,7 @@ def _rle_counts(rle: Mapping[str, Any], image_size: tuple[int, int] | None) -> A
             "Resize the mask to its image."
         )
     try:
-        runs = _run_lengths(counts)
+        runs = run_lengths(counts)
     except (ValueError, TypeError) as error:
         raise ValueError(f"RLE counts do not decode ({error}). Write the mask again.") from error
     if (runs < 0).any() or runs.sum() != size[0] * size[1]:
@@ -306,35 +341,6 @@ def _rle_counts(rle: Mapping[str, Any], image_size: tuple[int, int] | None) -> A
             "Write the mask again."
         )
     return counts.encode("ascii") if isinstance(counts, str) else counts
-
-
-def _run_lengths(counts: Any) -> NDArray[np.int64]:
-    """Run lengths of RLE counts, plain or compressed.
-
-    Compressed, a run is a little-endian string of five-bit groups, one a character from "0" on, with
-    a sixth bit where the string goes on and the sign in the last group's fifth bit; from the fourth run
-    on, it is the difference to the run before the last.
-    """
-    if not isinstance(counts, str | bytes):
-        runs = np.asarray(counts)
-        if runs.ndim != 1 or runs.dtype.kind not in "iu":
-            raise ValueError("expected a string or a list of integers")
-        return runs.astype(np.int64)
-    characters = counts.encode("ascii") if isinstance(counts, str) else counts
-    codes = np.frombuffer(characters, np.uint8).astype(np.int64) - ord("0")
-    if not codes.size or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise ValueError("empty, cut short, or with characters that RLE does not use")
-    ends = np.flatnonzero(codes < 32) + 1
-    starts = np.concatenate([[0], ends[:-1]])
-    bits = 5 * (ends - starts)
-    if bits.max() > 35:
-        raise ValueError("a run of more than 32 bits")
-    shifts = 5 * (np.arange(codes.size) - np.repeat(starts, ends - starts))
-    runs = np.add.reduceat((codes & 31) << shifts, starts)
-    runs -= np.where(codes[ends - 1] & 16, 1 << bits, 0)
-    runs[1::2] = runs[1::2].cumsum()
-    runs[2::2] = runs[2::2].cumsum()
-    return runs
 
 
 def _shortened(value: Any) -> str:

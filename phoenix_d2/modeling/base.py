@@ -196,8 +196,8 @@ class RefinerArchitecture(nn.Module, ABC):
 
     def keep_panel(self, batched_inputs: list[dict[str, Any]], batch: TargetBatch, **masks: Tensor) -> None:
         """Keep the first mask of a batch for `PanelWriter`, beside what became of it ((N, s, s) each, by name)."""
-        image = next((inputs["image"] for inputs in batched_inputs if len(inputs["instances"])), None)
-        if image is not None:
+        if len(batch.image_index):
+            image = batched_inputs[int(batch.image_index[0])]["image"]
             named = {"target": batch.coverage} | masks
             self.latest_panel = {"image": image} | {name: mask[0].detach() for name, mask in named.items()}
 

@@ -14,10 +14,11 @@ from phoenix_d2.losses.criterion import RefinementCriterion
 from phoenix_d2.losses.projector import Projector
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.prompting import CoarseMaskPrompter
+from phoenix_d2.pseudo_targets import PointGridTeacher
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner as build_sam_refiner
 from phoenix_d2.sam.checkpoint import load_encoder
-from phoenix_d2.sam.feature_cache import FeatureCache
+from phoenix_d2.sam.feature_cache import FeatureCache, cache_embeddings
 from phoenix_d2.sam.pretrained import load_pretrained
 
 _AMP_DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -39,6 +40,7 @@ def build_refiner(cfg: CfgNode) -> MaskRefiner:
     )
     if node.ENCODER.WEIGHTS:
         load_encoder(refiner, PathManager.get_local_path(node.ENCODER.WEIGHTS))
+    _cache_embeddings(cfg, refiner)
     return refiner
 
 
@@ -79,6 +81,25 @@ def build_noise_sampler(cfg: CfgNode, **changes: Any) -> NoiseSampler:
         "criterion": node.CRITERION,
     }
     return NoiseSampler(**arguments | changes)
+
+
+def build_teacher(cfg: CfgNode, refiner: MaskRefiner) -> PointGridTeacher | None:
+    """What finds the targets where `MODEL.PHOENIX.TARGET` is "pseudo", None where it is "annotation".
+
+    Raises:
+        ValueError: it is neither, or a value of `MODEL.PHOENIX.PSEUDO` is out of range.
+    """
+    node = cfg.MODEL.PHOENIX
+    if node.TARGET == "annotation":
+        return None
+    if node.TARGET != "pseudo":
+        raise ValueError(f"MODEL.PHOENIX.TARGET is {node.TARGET!r}: expected 'annotation' or 'pseudo'.")
+    return PointGridTeacher(
+        refiner,
+        grid_size=node.PSEUDO.GRID_SIZE,
+        min_iou=node.PSEUDO.MIN_IOU,
+        num_targets=node.DATA.MASKS_PER_IMAGE,
+    )
 
 
 def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
@@ -156,4 +177,11 @@ def build_trained_refiner(cfg: CfgNode) -> MaskRefiner:
         encoder_weights=PathManager.get_local_path(encoder_weights) if encoder_weights else None,
     )
     refiner.options = refine_options(cfg, refiner.options)
+    _cache_embeddings(cfg, refiner)
     return refiner.to(cfg.MODEL.DEVICE).eval()
+
+
+def _cache_embeddings(cfg: CfgNode, refiner: MaskRefiner) -> None:
+    node = cfg.MODEL.REFINER
+    if node.EMBEDDING_CACHE:
+        cache_embeddings(refiner, node.EMBEDDING_CACHE, max_gigabytes=node.EMBEDDING_CACHE_GB)

@@ -11,9 +11,10 @@ from torch import Tensor
 
 from phoenix_d2.attack import attackable_decoder, check_dense_prompt
 from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
-from phoenix_d2.modeling.build import build_criterion, build_noise_sampler
+from phoenix_d2.modeling.build import build_criterion, build_noise_sampler, build_teacher
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.prompting import drop_visual_prompts
+from phoenix_d2.pseudo_targets import PointGridTeacher
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
 
 
@@ -23,6 +24,8 @@ class Phoenix(RefinerArchitecture):
 
     Args:
         noise_sampler: makes noisy masks of targets.
+        teacher: finds the targets, in place of annotations (paper A.1); None trains towards annotations. It answers as
+            the weights do that training starts from, and a checkpoint keeps it, so that a resumed run has the same.
         dense_prompt: dense prompt under attack: "none" or "target".
         model_noise_prob: probability that a model's mask, where there is one, is the noise.
         drop_prob: probability that a sample's points and box are left out.
@@ -32,7 +35,7 @@ class Phoenix(RefinerArchitecture):
     The others are those of `RefinerArchitecture`.
 
     Raises:
-        ValueError: `dense_prompt` is unknown, or `cascade_depth` below 1.
+        ValueError: `dense_prompt` is unknown, `cascade_depth` below 1, or a teacher's image encoder would be trained.
     """
 
     @configurable
@@ -40,6 +43,7 @@ class Phoenix(RefinerArchitecture):
         self,
         *,
         noise_sampler: NoiseSampler,
+        teacher: PointGridTeacher | None = None,
         dense_prompt: str = "none",
         model_noise_prob: float = 1.0,
         drop_prob: float = 0.3,
@@ -51,7 +55,15 @@ class Phoenix(RefinerArchitecture):
         check_dense_prompt(dense_prompt)
         if cascade_depth < 1:
             raise ValueError(f"cascade_depth is {cascade_depth}: expected at least 1; cascade_prob=0 turns it off.")
+        if teacher is not None and "image_encoder" in base["trainable"]:
+            raise ValueError(
+                "MODEL.PHOENIX.TRAINABLE holds image_encoder, but the decoder that finds pseudo targets knows only the "
+                "features that training starts with: leave it out."
+            )
         self.noise_sampler = noise_sampler
+        self.teacher = teacher
+        if teacher is not None:
+            self.register_load_state_dict_pre_hook(_teach_as_loaded)
         self.dense_prompt = dense_prompt
         self.model_noise_prob = model_noise_prob
         self.drop_prob = drop_prob
@@ -62,9 +74,11 @@ class Phoenix(RefinerArchitecture):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
         node = cfg.MODEL.PHOENIX
-        return super().from_config(cfg) | {
+        base = super().from_config(cfg)
+        return base | {
             "criterion": build_criterion(cfg),
             "noise_sampler": build_noise_sampler(cfg),
+            "teacher": build_teacher(cfg, base["refiner"]),
             "dense_prompt": node.PERTURBATION.DENSE_PROMPT,
             "model_noise_prob": node.PERTURBATION.MODEL_NOISE_PROB,
             "drop_prob": node.PROMPT.DROP_PROB,
@@ -76,6 +90,8 @@ class Phoenix(RefinerArchitecture):
         """See `RefinerArchitecture.losses`."""
         generator = self.generator()
         batch = self.load_batch(batched_inputs)
+        if self.teacher is not None:
+            batch = self.find_targets(batch, batched_inputs, generator)
         noise = self.perturb(batch, generator)
         noisy_masks = self._run_cascade(batch, noise.masks, generator)
 
@@ -88,6 +104,25 @@ class Phoenix(RefinerArchitecture):
         refined = prediction.multimask().best().low_res_logits[:, 0] > 0
         self.keep_panel(batched_inputs, batch, noisy=noisy_masks, refined=refined)
         return losses
+
+    @torch.no_grad()
+    def find_targets(
+        self, batch: TargetBatch, batched_inputs: list[dict[str, Any]], generator: torch.Generator
+    ) -> TargetBatch:
+        """The images of a batch with the targets that the teacher finds in them."""
+        assert self.teacher is not None
+        targets, valid, image_index = [], [], []
+        for i, inputs in enumerate(batched_inputs):
+            frame = self.refiner.frame((inputs["image"].shape[1], inputs["image"].shape[2]))
+            with self.autocast():
+                masks = self.teacher(batch.image_embeddings[i, None], frame, generator=generator)
+            targets.append(masks)
+            valid.append(frame.valid_mask(self.device).expand_as(masks))
+            image_index += [i] * len(masks)
+        self.record({"pseudo_targets": torch.tensor(len(image_index) / len(batched_inputs))})
+        masks = torch.cat(targets)
+        index = torch.tensor(image_index, dtype=torch.long, device=self.device)
+        return TargetBatch(batch.image_embeddings, index, masks.float(), torch.cat(valid), torch.zeros_like(masks))
 
     @torch.no_grad()
     def perturb(self, batch: TargetBatch, generator: torch.Generator) -> PerturbationResult:
@@ -117,6 +152,14 @@ class Phoenix(RefinerArchitecture):
             kept = refined.flatten(1).any(1)[:, None, None]
             masks[rows] = torch.where(kept, refined, masks[rows])
         return masks
+
+
+def _teach_as_loaded(model: Phoenix, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Weights to start from become the teacher's too; a checkpoint to resume brings the teacher along."""
+    if not any(key.startswith(f"{prefix}teacher.") for key in state_dict):
+        own = model.teacher.state_dict() if model.teacher is not None else {}
+        loaded = {key: state_dict.get(f"{prefix}refiner.{key}") for key in own}
+        state_dict.update({f"{prefix}teacher.{key}": value for key, value in loaded.items() if value is not None})
 
 
 def _noise_diagnostics(noise: PerturbationResult) -> dict[str, Tensor]:

@@ -68,6 +68,11 @@ class PromptableDecoder(RefinerArchitecture):
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
         """Read `MODEL.PHOENIX` and `MODEL.REFINER`."""
         node = cfg.MODEL.PHOENIX
+        if node.TARGET != "annotation":
+            raise ValueError(
+                f"MODEL.PHOENIX.TARGET is {node.TARGET!r}, but a decoder that is yet to be trained finds no targets: "
+                "pre-training wants annotations."
+            )
         return super().from_config(cfg) | {
             "criterion": build_criterion(cfg, cmrl=False),
             # there is nothing worth attacking yet

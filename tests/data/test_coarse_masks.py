@@ -85,6 +85,11 @@ def test_training_noise_of_another_dataset(write, image_dict):
         attach_training_noise([image_dict], write([record(3, 6, gt_id=1234)]))
 
 
+def test_training_noise_of_another_image(write, image_dict):
+    with pytest.raises(ValueError, match=r"'gt_id' 5 belongs to image 3, its mask to image 8"):
+        attach_training_noise([image_dict], write([record(8, 6, gt_id=5)]))
+
+
 def test_a_sample_from_results(write, image_dict):
     (image_dict,) = attach_results([image_dict], write([record(3, 8), record(3, 2, category_id=7, score=0.25)]))
     sample = CoarseMaskMapper(DATASET, ("mask_head", 0.5))(image_dict)
