@@ -1,4 +1,4 @@
-"""What the frozen part of an encoder makes of an image, computed once and kept in a folder.
+"""What an encoder, or the frozen part of one that is trained, makes of an image, computed once and kept in a folder.
 
 The key of an entry is a hash of everything that it depends on: the pixels, how they are prepared, and the
 weights. A changed image or model therefore never finds an old entry, and whatever is deleted is computed again.
@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import math
 import os
 import uuid
 import zlib
 from collections.abc import Sequence
+from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -45,13 +46,16 @@ class FeatureCache:
             share P / 32 for a while.
 
     Raises:
-        ValueError: `max_bytes` is not positive.
+        OSError: the folder cannot be made.
+        ValueError: `max_bytes` is not positive, or `folder` a file.
     """
 
     def __init__(self, folder: str | Path, *, max_bytes: int) -> None:
         if max_bytes <= 0:
             raise ValueError(f"max_bytes is {max_bytes}: a feature cache needs room; expected a positive number.")
         self.folder = Path(folder)
+        if self.folder.is_file():
+            raise ValueError(f"The feature cache {folder} is a file: name a folder.")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.max_bytes = max_bytes
         # what lies there already has not been seen either
@@ -113,7 +117,7 @@ class FeatureCache:
 
 
 class CachedEncoder:
-    """A refiner's `encode_image` that runs what is frozen once an image, in float32, and keeps it in half precision.
+    """A refiner's `encode_image` that runs once an image, in float32, and keeps what comes out in half precision.
 
     A miss returns what a hit would: an embedding depends on image and weights alone, never on what the cache holds
     or on the other images of the batch. It differs from that of `encode_image` by the rounding.
@@ -121,8 +125,8 @@ class CachedEncoder:
     Args:
         refiner: whose encoder is used, as its weights are at each call.
         cache: where features are kept.
-        train_neck: the encoder's `neck` is being trained, so that the features are those of its `backbone`;
-            otherwise the features are the embedding.
+        train_neck: the encoder's `neck` is being trained, so that what is kept are the features of its frozen
+            `backbone`; otherwise it is the embedding.
 
     Raises:
         ValueError: `train_neck` for an encoder that is not made of a frozen `backbone` and a `neck`.
@@ -139,8 +143,8 @@ class CachedEncoder:
         self.cache = cache
         self.frozen = encoder.get_submodule("backbone") if train_neck else encoder
         self.neck = encoder.get_submodule("neck") if train_neck else nn.Identity()
-        self._context: str | None = None
-        self.frozen.register_load_state_dict_post_hook(self._forget_weights)
+        self._context = ""
+        self._state: list[tuple[int, int]] = []
 
     def encode(self, images: Sequence[Tensor]) -> tuple[Tensor, int]:
         """Embed images.
@@ -150,9 +154,10 @@ class CachedEncoder:
                 `Frame.image_to_input` resized.
 
         Returns:
-            (B, C, S / 16, S / 16) embeddings, with a graph if the neck is trained, and how many of the images were
+            (B, C, h, w) embeddings, with a graph if the neck is trained, and how many of the images were
             found in the cache.
         """
+        self._update_context()
         features, found = zip(*(self._features(image) for image in images), strict=True)
         device = self.refiner.device
         maps = [torch.cat([m.to(device).float() for m in level]) for level in zip(*features, strict=True)]
@@ -174,16 +179,37 @@ class CachedEncoder:
         return features, False
 
     def _key(self, image: Tensor) -> str:
-        if self._context is None:
-            refiner = self.refiner
-            preparation = (refiner.input_size, refiner.pixel_mean.tolist(), refiner.pixel_std.tolist())
-            self._context = f"{_VERSION} {preparation} {hash_tensors(self.frozen.state_dict())}"
         digest = hashlib.sha256(f"{self._context} {image.dtype} {tuple(image.shape)}".encode())
         digest.update(_bytes(image.cpu()))
         return digest.hexdigest()
 
-    def _forget_weights(self, *_: Any) -> None:
-        self._context = None
+    def _update_context(self) -> None:
+        """Hash the weights anew if they were changed or replaced since the last time."""
+        refiner = self.refiner
+        tensors = chain(self.frozen.parameters(), self.frozen.buffers(), (refiner.pixel_mean, refiner.pixel_std))
+        # PyTorch counts changes in place, but not of tensors that were made in inference mode
+        state = [(tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version) for tensor in tensors]
+        if state != self._state:
+            preparation = (refiner.input_size, refiner.pixel_mean.tolist(), refiner.pixel_std.tolist())
+            self._context = f"{_VERSION} {preparation} {hash_tensors(self.frozen.state_dict())}"
+            self._state = state
+
+
+def cache_embeddings(refiner: MaskRefiner, folder: str | Path, *, max_gigabytes: float = 10.0) -> None:
+    """Let `refiner.refine` keep its embeddings, one an image or window, in a folder, and find those that are there.
+
+    Args:
+        refiner: changed in place.
+        folder: see `FeatureCache`.
+        max_gigabytes: limit of all entries together, in 10^9 bytes.
+
+    Raises:
+        OSError: the folder cannot be made.
+        ValueError: the limit is not a positive number, or `folder` a file.
+    """
+    if not (max_gigabytes > 0 and math.isfinite(max_gigabytes)):
+        raise ValueError(f"An embedding cache of {max_gigabytes} GB: expected a positive number.")
+    refiner.cached_encoder = CachedEncoder(refiner, FeatureCache(folder, max_bytes=math.ceil(max_gigabytes * 1e9)))
 
 
 def _to_half(features: Tensor) -> Tensor:

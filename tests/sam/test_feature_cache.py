@@ -240,6 +240,9 @@ def test_only_the_same_weights_find_an_entry(refiner, cache, images):
     assert not found(whole, images[0]) and found(backbone, images[0])
     refiner.load_state_dict(weights | {"image_encoder.backbone.bias": weights["image_encoder.backbone.bias"] + 1})
     assert not found(whole, images[0]) and not found(backbone, images[0])
+    # as an optimiser does
+    refiner.image_encoder.backbone.bias -= 2
+    assert not found(whole, images[0]) and not found(backbone, images[0])
 
 
 @torch.no_grad()
