@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -13,7 +14,9 @@ from torch import Tensor
 
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.checkpoint import save_refiner
+from phoenix_d2.sam.feature_cache import cache_embeddings
 from phoenix_d2.sam.pretrained import load_pretrained
+from phoenix_d2.semantic import LabelRefinement, refine_labels
 from phoenix_d2.structures import RefinementResult
 
 if TYPE_CHECKING:
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from phoenix_d2.modeling.hook import RefinerHook
 
 Array: TypeAlias = NDArray[Any] | Tensor
+_Result = TypeVar("_Result", RefinementResult, LabelRefinement)
 
 
 class PhoenixRefiner:
@@ -53,8 +57,10 @@ class PhoenixRefiner:
         """Load a trained refiner.
 
         Args:
-            name_or_path: weights that come with the package, by name, or a `.safetensors` or training checkpoint.
-            encoder_weights: segment-anything's checkpoint, for a refiner whose encoder is one of its ViTs.
+            name_or_path: weights that come with the package, by name, a `.safetensors` or training checkpoint, or an
+                official checkpoint, by path or by its encoder's name (`phoenix-weights list`): an untrained refiner.
+            encoder_weights: official checkpoint, by path or by its encoder's name, for a trained refiner whose encoder
+                has one.
             input_size: side of the model input in pixels, where it is to be another than in training; a gate that was
                 calibrated for one need not suit another.
             device: to refine on.
@@ -79,6 +85,24 @@ class PhoenixRefiner:
 
         return cls(build_trained_refiner(cfg))
 
+    def cache_embeddings(self, folder: str | Path, *, max_gigabytes: float = 10.0) -> None:
+        """Keep the embeddings of images and zoomed windows in a folder, so that no refiner encodes them again.
+
+        From then on embeddings are rounded to half precision, those that are computed as those that are found: masks
+        may differ in single pixels from those without a cache, and never depend on what is in it. An entry belongs to
+        pixels and encoder weights, not to file names, so that a changed image or encoder is encoded anew. Any number
+        of processes and of refiners may share the folder.
+
+        Args:
+            folder: is made if there is none.
+            max_gigabytes: of all entries together, in 10^9 bytes; the least recently used are deleted first.
+
+        Raises:
+            OSError: the folder cannot be made.
+            ValueError: the limit is not a positive number, or `folder` a file.
+        """
+        cache_embeddings(self.refiner, folder, max_gigabytes=max_gigabytes)
+
     @property
     def options(self) -> RefineOptions:
         """Passes, chunk size and zoom, used where `refine` is not told otherwise."""
@@ -92,6 +116,7 @@ class PhoenixRefiner:
         boxes: Array | None = None,
         *,
         point_labels: Array | None = None,
+        keep_logits: bool = False,
         **options: Any,
     ) -> RefinementResult:
         """Refine the masks of one image.
@@ -102,6 +127,7 @@ class PhoenixRefiner:
             points: (N, K, 2) float (x, y) in pixels, visual cues that replace the derived points (paper A.2).
             boxes: (N, 4) XYXY in pixels, exclusive maxima, that replace the derived boxes.
             point_labels: (N, K), 1 on the object, 0 off it, -1 for no point; all 1 when None.
+            keep_logits: give back `low_res_logits` too, which take more memory than all else.
             options: fields of `RefineOptions` to change for this call, such as `num_iters`.
 
         Returns:
@@ -118,13 +144,44 @@ class PhoenixRefiner:
             point_labels=None if point_labels is None else _as_tensor(point_labels),
             boxes=None if boxes is None else _as_tensor(boxes),
             options=replace(self.options, **options),
+            keep_logits=keep_logits,
         )
         return _to_numpy(result) if isinstance(masks, np.ndarray) else result
+
+    def refine_labels(
+        self, image: Array, labels: Array, *, background: int | None = None, void: int | None = 255, **options: Any
+    ) -> LabelRefinement:
+        """Refine the semantic label map of one image, part by part (see `phoenix_d2.semantic`).
+
+        Args:
+            image: (H, W, 3) uint8 RGB.
+            labels: (H, W) integer.
+            background: a label that is no class: it gets what classes give up. None where every label is a class.
+            void: the label of pixels that are nobody's and stay so; None where there are none.
+            options: fields of `RefineOptions` to change for this call.
+
+        Returns:
+            The refined map, and what became of its parts; arrays or tensors, as `labels` was.
+
+        Raises:
+            TypeError: there is no such option.
+            ValueError: image, labels or options are not as described.
+        """
+        result = refine_labels(
+            self.refiner,
+            _check_image(_as_tensor(image)).permute(2, 0, 1),
+            _as_tensor(labels),
+            background=background,
+            void=void,
+            options=replace(self.options, **options),
+        )
+        return _to_numpy(result) if isinstance(labels, np.ndarray) else result
 
     def attach(
         self,
         model: nn.Module,
         *,
+        outputs: Sequence[str] = ("instances", "sem_seg", "panoptic_seg"),
         update_boxes: bool = False,
         rescore: bool = False,
         image_format: Literal["RGB", "BGR"] | None = None,
@@ -135,7 +192,14 @@ class PhoenixRefiner:
         """
         from phoenix_d2.modeling.hook import RefinerHook
 
-        return RefinerHook(self.refiner, model, update_boxes=update_boxes, rescore=rescore, image_format=image_format)
+        return RefinerHook(
+            self.refiner,
+            model,
+            outputs=outputs,
+            update_boxes=update_boxes,
+            rescore=rescore,
+            image_format=image_format,
+        )
 
     def save(self, path: str | Path) -> None:
         """Write a `.safetensors` file that `from_pretrained` reads."""
@@ -154,6 +218,6 @@ def _check_image(image: Tensor) -> Tensor:
     raise ValueError(f"Expected an RGB image (H, W, 3) uint8, got {tuple(image.shape)} {image.dtype}. {remedy}")
 
 
-def _to_numpy(result: RefinementResult) -> RefinementResult:
+def _to_numpy(result: _Result) -> _Result:
     arrays: dict[str, Any] = {field.name: getattr(result, field.name).cpu().numpy() for field in fields(result)}
-    return RefinementResult(**arrays)
+    return type(result)(**arrays)

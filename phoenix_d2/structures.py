@@ -6,7 +6,7 @@ s the side of the low-resolution frame, H x W the image frame.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from enum import IntEnum
 
 import torch
@@ -190,10 +190,11 @@ class RefinementResult:
         coarse_iou_predictions: (N,) float, the decoder's estimate of the coarse masks' own IoU; NaN for a
             mask that was not decoded, and where the decoder makes none.
         low_res_logits: (N, s, s) float, the last pass' logits in the frame it was decoded in (the
-            window of a zoomed mask), of rejected masks too; 0 for a mask kept for another reason.
+            window of a zoomed mask), of rejected masks too; 0 for a mask kept for another reason. (N, 0, 0) unless
+            they were asked for, and from refiners that have none.
         status: (N,) long, values of `RefinementStatus`.
-        iou_trace: (N, T) float, predicted IoU after each pass.
-        change_trace: (N, T) float, IoU of each pass' mask with the mask it was given.
+        iou_trace: (N, T) float, predicted IoU after each pass; a mask that needed fewer passes repeats its last one's.
+        change_trace: (N, T) float, IoU of each pass' mask with the mask it was given; as above.
         evidence: (N, F) float, what the gate goes by, see `phoenix_d2.gate.EVIDENCE`; NaN for a mask that was not
             decoded, and where there is none of a kind.
         predicted_gain: (N,) float, how much better the gate expects the refined mask to be; NaN for a mask kept
@@ -219,3 +220,6 @@ class RefinementResult:
 
     def __len__(self) -> int:
         return self.masks.shape[0]
+
+    def __getitem__(self, index: Tensor | slice) -> RefinementResult:
+        return RefinementResult(**{field.name: getattr(self, field.name)[index] for field in fields(self)})

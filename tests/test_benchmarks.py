@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import boundary_ap, embedding_cache, encoders, processes, startup
+from benchmarks import boundary_ap, embedding_cache, encoders, growth, perturbation, processes, refine, startup
 
 
 @pytest.fixture
@@ -87,3 +87,24 @@ def test_boundary_ap_is_compared_with_the_library_s(tmp_path: Any) -> None:
     assert figures["objects"] == 80 and all(row["CPU s"] > 0 for row in figures["evaluators"].values())
     for comparison in figures["boundary"].values():
         assert comparison["largest_difference"] <= 1e-12 and 0 < comparison["figures"]["AP"] < 100
+
+
+def test_refining_is_measured(test_encoder: None, monkeypatch: Any, threads: None) -> None:
+    with torch.random.fork_rng(devices=[]):
+        row = refine.measure(3, passes=2, repeats=1, device="cpu", chunk_size=2, encoder="test", size=(48, 64))
+    assert row["masks"] == 3 and row["chunk"] == 2 and "peer_over_ours" not in row
+    assert 0 < row["decoder_ms"] < row["ms"] and row["outside_ms"] == pytest.approx(row["ms"] - row["decoder_ms"])
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "arguments"),
+    [
+        (refine, ["--passes", "0"]),
+        (refine, ["--chunk-size", "0"]),
+        (perturbation, ["--steps", "0"]),
+        (growth, ["--megapixels", "-1"]),
+    ],
+)
+def test_counts_that_measure_nothing_are_refused(tmp_path: Any, benchmark: Any, arguments: list[str]) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        benchmark.parse_args(["--output", str(tmp_path / "output"), *arguments])

@@ -60,20 +60,21 @@ def test_arrays_give_arrays_and_tensors_give_the_same_tensors(
 
 def test_cues_may_be_arrays_of_any_number_type(predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray) -> None:
     points, boxes = np.array([[[30, 20]], [[40, 30]]]), np.array([[8, 6, 52, 42], [28, 18, 62, 46]])
-    whole = predictor.refine(image, masks, points, boxes, point_labels=np.array([[1], [1]]))
-    exact = predictor.refine(image, masks, points.astype(float), boxes.astype(np.float32))
+    whole = predictor.refine(image, masks, points, boxes, point_labels=np.array([[1], [1]]), keep_logits=True)
+    exact = predictor.refine(image, masks, points.astype(float), boxes.astype(np.float32), keep_logits=True)
     np.testing.assert_array_equal(whole.low_res_logits, exact.low_res_logits)
-    assert not np.array_equal(whole.low_res_logits, predictor.refine(image, masks).low_res_logits)
+    without = predictor.refine(image, masks, keep_logits=True)
+    assert not np.array_equal(whole.low_res_logits, without.low_res_logits)
 
 
 @pytest.mark.filterwarnings("error")
 def test_views_and_read_only_arrays_are_taken_as_they_come(
     predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray
 ) -> None:
-    expected = predictor.refine(image, masks)
+    expected = predictor.refine(image, masks, keep_logits=True)
     bgr = np.ascontiguousarray(image[..., ::-1])
     masks.flags.writeable = False
-    result = predictor.refine(bgr[..., ::-1], masks)
+    result = predictor.refine(bgr[..., ::-1], masks, keep_logits=True)
     np.testing.assert_array_equal(result.low_res_logits, expected.low_res_logits)
 
 
@@ -155,7 +156,7 @@ def test_weights_may_see_a_larger_input_than_in_training(
     side = 2 * predictor.refiner.input_size
     larger = PhoenixRefiner.from_pretrained(path, input_size=side)
     assert larger.refiner.input_size == side
-    result = larger.refine(image, masks, num_iters=1)
+    result = larger.refine(image, masks, num_iters=1, keep_logits=True)
     assert result.masks.shape == masks.shape
     assert result.low_res_logits.shape[1] == 2 * predictor.refiner.low_res_size
     larger.save(path)

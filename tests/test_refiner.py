@@ -14,7 +14,8 @@ from phoenix_d2.gate import EVIDENCE, RefinementGate
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.ops.masks import mask_iou
 from phoenix_d2.prompting import CoarseMaskPrompter
-from phoenix_d2.refiner import MaskRefiner, RefineOptions, _Cues
+from phoenix_d2.prompting.cues import UserCues
+from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts, RefinementStatus
 
@@ -116,7 +117,7 @@ def test_candidates(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch, candi
 def test_no_masks_give_no_masks_and_encode_nothing(refiner: MaskRefiner, encoded: list[Tensor]) -> None:
     result = refiner.refine(image_of(48, 64), torch.zeros(0, 48, 64, dtype=torch.bool))
     assert len(result) == 0
-    assert result.masks.shape == (0, 48, 64) and result.low_res_logits.shape == (0, SIDE, SIDE)
+    assert result.masks.shape == (0, 48, 64) and result.low_res_logits.shape == (0, 0, 0)
     assert result.iou_trace.shape == result.change_trace.shape == (0, 2)
     assert not encoded
 
@@ -143,15 +144,16 @@ def test_inputs_are_never_changed(refiner: MaskRefiner) -> None:
 
 def test_results_are_the_same_in_any_company(refiner: MaskRefiner) -> None:
     image, masks = image_of(96, 128), random_rectangles(9, (96, 128), 60)
-    together = refiner.refine(image, masks)
+    together = refiner.refine(image, masks, keep_logits=True)
     order = torch.randperm(9, generator=torch.Generator().manual_seed(1))
-    shuffled = refiner.refine(image, masks[order], options=RefineOptions(num_iters=2, chunk_size=2))
+    options = RefineOptions(num_iters=2, chunk_size=2)
+    shuffled = refiner.refine(image, masks[order], options=options, keep_logits=True)
     torch.testing.assert_close(shuffled.low_res_logits, together.low_res_logits[order], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(shuffled.iou_trace, together.iou_trace[order], atol=1e-5, rtol=1e-4)
     assert shuffled.status.equal(together.status[order])
     assert (shuffled.masks != together.masks[order]).float().mean() < 1e-4
     for i in (0, 5):
-        alone = refiner.refine(image, masks[i, None])
+        alone = refiner.refine(image, masks[i, None], keep_logits=True)
         torch.testing.assert_close(alone.low_res_logits[0], together.low_res_logits[i], atol=1e-4, rtol=1e-4)
 
 
@@ -177,7 +179,7 @@ def test_the_image_is_encoded_once_for_all_its_masks(refiner: MaskRefiner, encod
 
 def test_an_empty_mask_stays_empty(refiner: MaskRefiner) -> None:
     masks = rectangles((96, 128), (0, 0, 0, 0), (20, 20, 80, 80))
-    result = refiner.refine(image_of(96, 128), masks)
+    result = refiner.refine(image_of(96, 128), masks, keep_logits=True)
     assert result.status[0] == RefinementStatus.KEPT_EMPTY
     assert not result.masks[0].any()
     assert result.iou_predictions[0] == 0 and not result.low_res_logits[0].any()
@@ -238,7 +240,7 @@ def test_a_mask_that_the_decoder_erases_is_kept(refiner: MaskRefiner, monkeypatc
 
     monkeypatch.setattr(refiner, "decode", erase_first)
     masks = rectangles((96, 128), (20, 20, 80, 80), (30, 10, 90, 60))
-    result = refiner.refine(image_of(96, 128), masks)
+    result = refiner.refine(image_of(96, 128), masks, keep_logits=True)
     assert statuses(result.status) == [RefinementStatus.KEPT_VANISHED, RefinementStatus.REFINED]
     assert result.masks[0].equal(masks[0])
     assert result.iou_predictions.tolist() == [0.0, 0.75]
@@ -256,7 +258,7 @@ def test_a_mask_that_no_pixel_of_the_image_is_left_of_is_kept(
 
     monkeypatch.setattr(refiner, "decode", speck)
     masks = rectangles((64, 64), (10, 10, 50, 50))
-    result = refiner.refine(image_of(64, 64), masks)
+    result = refiner.refine(image_of(64, 64), masks, keep_logits=True)
     assert statuses(result.status) == [RefinementStatus.KEPT_VANISHED]
     assert result.masks.equal(masks)
     assert result.iou_trace.tolist() == [[0.0, 0.0]] and not result.low_res_logits.any()
@@ -312,7 +314,7 @@ def test_the_cascade_hands_over_binary_masks(refiner: MaskRefiner) -> None:
     generator = torch.Generator().manual_seed(0)
     embeddings = torch.randn(1, 256, 8, 8, generator=generator)
     soft_masks = torch.rand(3, SIDE, SIDE, generator=generator)
-    valid, no_cues = torch.ones(3, SIDE, SIDE, dtype=torch.bool), _Cues(None, None, None)
+    valid, no_cues = torch.ones(3, SIDE, SIDE, dtype=torch.bool), UserCues()
     once, twice = RefineOptions(num_iters=1), RefineOptions(num_iters=2)
     both = refiner._cascade(embeddings, soft_masks, valid, no_cues, twice)
     first = refiner._cascade(embeddings, soft_masks, valid, no_cues, once)
@@ -331,8 +333,8 @@ def test_refining_twice_is_refining_with_two_passes(refiner: MaskRefiner) -> Non
     )
     one = RefineOptions(num_iters=1)
     first = refiner.refine(image, masks, options=one)
-    again = refiner.refine(image, first.masks, options=one)
-    twice = refiner.refine(image, masks, options=RefineOptions(num_iters=2))
+    again = refiner.refine(image, first.masks, options=one, keep_logits=True)
+    twice = refiner.refine(image, masks, options=RefineOptions(num_iters=2), keep_logits=True)
     assert (twice.status == RefinementStatus.REFINED).all()
     assert twice.masks.equal(again.masks)
     assert twice.low_res_logits.equal(again.low_res_logits)
@@ -344,9 +346,8 @@ def test_user_points_and_boxes_reach_every_pass(refiner: MaskRefiner, asked: lis
     points = torch.tensor([[[30.0, 40.0], [5.0, 6.0]], [[50.0, 20.0], [0.0, 0.0]]])
     labels = torch.tensor([[1, 0], [1, -1]])
     boxes = torch.tensor([[16.0, 18.0, 85.0, 84.0], [28.0, 8.0, 92.0, 66.0]])
-    options = RefineOptions(num_iters=3)
-    refiner.refine(image_of(96, 128), masks, points=points, point_labels=labels, boxes=boxes, options=options)
-    assert len(asked) == 3
+    refiner.refine(image_of(96, 128), masks, points=points, point_labels=labels, boxes=boxes)
+    assert len(asked) == 2
     corners = torch.tensor([[0.0, 0.0], [-1.0, -1.0]])
     for prompts in asked:
         # 128 pixels of the image are the 128 of the model input
@@ -389,10 +390,10 @@ def test_runs_under_autocast(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPat
     # random candidates are so alike that rounding would choose among them
     monkeypatch.setattr(MaskPrediction, "best", lambda self: self.select(torch.tensor([0])))
     image, masks, options = image_of(96, 128), rectangles((96, 128), (20, 10, 90, 70)), RefineOptions(num_iters=1)
-    plain = refiner.refine(image, masks, options=options)
+    plain = refiner.refine(image, masks, options=options, keep_logits=True)
     # oneDNN gets some bfloat16 convolutions wrong on some CPUs
     with torch.backends.mkldnn.flags(enabled=False), torch.autocast("cpu", dtype=torch.bfloat16):
-        result = refiner.refine(image, masks, options=options)
+        result = refiner.refine(image, masks, options=options, keep_logits=True)
     assert result.low_res_logits.dtype == result.iou_predictions.dtype == torch.float32
     error = (result.low_res_logits - plain.low_res_logits).abs().mean()
     assert 0 < error < 0.05 * plain.low_res_logits.abs().mean()
@@ -424,6 +425,106 @@ def test_traces_follow_the_passes(refiner: MaskRefiner, monkeypatch: pytest.Monk
     assert result.masks.equal(rectangles((SIDE, SIDE), (14, 0, 16, SIDE)))
 
 
+def settling(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+    """Take the first column of a mask away, but that of the last one."""
+    answer = echo(image_embeddings, prompts)
+    logits = answer.low_res_logits.clone()
+    first = (logits[:, 0] > 0).any(1).long().argmax(1).tolist()
+    for mask_logits, column in zip(logits, first, strict=True):
+        if column < SIDE - 4:
+            mask_logits[..., column] = -1
+    return replace(answer, low_res_logits=logits)
+
+
+def test_a_mask_that_no_longer_changes_leaves_the_cascade(
+    refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def spy(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+        asked.append(len(prompts))
+        return settling(image_embeddings, prompts)
+
+    monkeypatch.setattr(refiner, "decode", spy)
+    image = image_of(SIDE, SIDE)
+    # masks end at the same column, and reach SIDE - 4, where they stay, after 1, 3 and 12 passes
+    masks = rectangles((SIDE, SIDE), *[(SIDE - 4 - n, 4, SIDE, 24) for n in (1, 3, 12)])
+    result = refiner.refine(image, masks, options=RefineOptions(num_iters=6))
+    # a mask is found unchanged one pass after it settled
+    assert asked == [3, 3, 2, 2, 1, 1]
+    assert result.masks.equal(rectangles((SIDE, SIDE), *[(SIDE - n, 4, SIDE, 24) for n in (4, 4, 10)]))
+    assert (result.change_trace[:, -1] == 1).tolist() == [True, True, False]
+    asked.clear()
+    loose = refiner.refine(image, masks, options=RefineOptions(num_iters=6, stop_overlap=0.9))
+    assert asked == [3, 3, 1, 1]
+    assert loose.change_trace[2].tolist() == pytest.approx([15 / 16, *[14 / 15] * 5])
+
+
+NUM_PASSES = 15
+
+
+def test_stopping_at_equality_changes_nothing(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, masks = image_of(SIDE, SIDE), rectangles((SIDE, SIDE), *[(20 - n, 4, SIDE, 24) for n in range(0, 15, 2)])
+    masks[:, :, :12] &= random_rectangles(8, (SIDE, SIDE), SIDE)[:, :, :12]
+    decode, sizes = refiner.decode, []
+
+    def spy(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+        """Masks that settle, with all else that a decoder says of them."""
+        sizes.append(len(prompts))
+        settled = settling(image_embeddings, prompts).low_res_logits[:, :1]
+        answer = decode(image_embeddings, prompts)
+        # the further candidates are the same mask, more and less sure of it
+        return replace(answer, low_res_logits=settled * torch.tensor([1.0, 0.5, 2.0, 0.1])[:, None, None])
+
+    monkeypatch.setattr(refiner, "decode", spy)
+    options = RefineOptions(num_iters=NUM_PASSES)
+    stopped = refiner.refine(image, masks, options=options, keep_logits=True)
+    assert len(masks) < sizes[-1] + sum(sizes) < NUM_PASSES * len(masks), "some leave, some stay"
+    # a first pass is never the last: pass by pass, no mask ever leaves
+    cascade = refiner._cascade
+
+    def pass_by_pass(embeddings: Tensor, soft_masks: Tensor, *rest: Any) -> Any:
+        *others, once = rest
+        passes = []
+        for _ in range(NUM_PASSES):
+            passes.append(cascade(embeddings, soft_masks, *others, replace(once, num_iters=1)))
+            soft_masks = ((passes[-1].logits > 0) & others[0]).float()
+        traces = {name: torch.cat([getattr(each, name) for each in passes], 1) for name in ("ious", "changes")}
+        return replace(passes[-1], **traces)
+
+    monkeypatch.setattr(refiner, "_cascade", pass_by_pass)
+    plain = refiner.refine(image, masks, options=options, keep_logits=True)
+    assert stopped.masks.equal(plain.masks) and stopped.status.equal(plain.status)
+    for name in ("low_res_logits", "iou_trace", "change_trace", "evidence"):
+        torch.testing.assert_close(getattr(stopped, name), getattr(plain, name), atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+def test_where_memory_runs_out_fewer_masks_are_decoded_at_a_time(
+    refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image, masks = image_of(96, 128), random_rectangles(9, (96, 128), 60)
+    options = RefineOptions(num_iters=2, chunk_size=8)
+    plain = refiner.refine(image, masks, options=options)
+    decode, tried = refiner.decode, []
+
+    def decode_at_most(size: int) -> Any:
+        def limited(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
+            tried.append(len(prompts))
+            if len(prompts) > size:
+                raise torch.OutOfMemoryError
+            return decode(image_embeddings, prompts)
+
+        return limited
+
+    monkeypatch.setattr(refiner, "decode", decode_at_most(2))
+    result = refiner.refine(image, masks, options=options)
+    assert tried[:3] == [7, 3, 1] and max(tried[3:]) <= 2, "what failed once is not tried again"
+    assert (mask_iou(result.masks, plain.masks) > 0.999).all() and result.status.equal(plain.status)
+    monkeypatch.setattr(refiner, "decode", decode_at_most(0))
+    with pytest.raises(torch.OutOfMemoryError):
+        refiner.refine(image, masks)
+
+
 def test_preprocessing_normalises_then_pads_with_zero(refiner: MaskRefiner) -> None:
     image = torch.full((3, 64, 128), 200, dtype=torch.uint8)
     ready = refiner.preprocess(image, refiner.frame((64, 128)))
@@ -439,6 +540,60 @@ def test_growing_boxes_get_the_embeddings_of_their_window(refiner: MaskRefiner) 
     refiner.prompter = CoarseMaskPrompter(box_growth=0.5)
     masks = rectangles((96, 128), (60, 41, 65, 45), (20, 20, 80, 80), (40, 10, 44, 14))
     assert len(refiner.refine(image_of(96, 128), masks)) == 3
+
+
+def windowed(**changes: Any) -> RefineOptions:
+    """Windows whose low-resolution pixels are the image's."""
+    return RefineOptions(**{"num_iters": 1, "window_scale": SIDE / 128} | changes)
+
+
+def test_windows_that_change_nothing_leave_no_trace(echo_refiner: MaskRefiner) -> None:
+    image, masks = image_of(96, 128), rectangles((96, 128), (12, 20, 100, 88))
+    # a low-resolution pixel of the whole image is 4 x 4 of its own, and the mask keeps to that grid
+    plain = echo_refiner.refine(image, masks, options=RefineOptions(num_iters=1), keep_logits=True)
+    result = echo_refiner.refine(image, masks, options=windowed(), keep_logits=True)
+    assert result.masks.equal(plain.masks) and result.low_res_logits.equal(plain.low_res_logits)
+
+
+def test_windows_lie_along_the_outline(echo_refiner: MaskRefiner, encoded: list[Tensor]) -> None:
+    image, masks = image_of(256, 256), rectangles((256, 256), (0, 0, 24, 256))
+    echo_refiner.refine(image, masks, options=windowed(chunk_size=4))
+    # of fifteen columns of windows, two see the outline
+    assert [len(batch) for batch in encoded] == [1, *[4] * 7, 2]
+
+
+def test_windows_mend_what_the_whole_image_cannot_show(echo_refiner: MaskRefiner) -> None:
+    # the pass over the whole image turns one pixel in four into a blur; what windows see, they keep
+    masks = rectangles((128, 128), (8, 8, 120, 60))
+    masks[0, 60:100, 50:53] = True
+    image = image_of(128, 128)
+    kept = replace(windowed(), gate="fixed", gate_min_iou=1.0)
+    assert echo_refiner.refine(image, masks, options=kept).masks.equal(masks)
+    coarse = echo_refiner.refine(image, masks, options=RefineOptions(num_iters=1)).masks
+    fine = echo_refiner.refine(image, masks, options=windowed()).masks
+    assert mask_iou(fine, coarse).item() > 0.9
+
+
+def test_a_mask_refined_on_windows_does_not_depend_on_others(refiner: MaskRefiner) -> None:
+    image, masks = image_of(160, 200), rectangles((160, 200), (10, 10, 150, 140), (60, 41, 65, 45), (30, 5, 190, 100))
+    options = windowed(chunk_size=3, window_scale=0.5)
+    together = refiner.refine(image, masks, options=options)
+    assert not together.masks.equal(refiner.refine(image, masks, options=replace(options, window_scale=0.0)).masks)
+    for i in range(3):
+        alone = refiner.refine(image, masks[i, None], options=options)
+        assert mask_iou(alone.masks, together.masks[i, None]).item() > 0.999
+
+
+def test_the_gate_judges_windows(refiner: MaskRefiner) -> None:
+    image, masks = image_of(96, 128), rectangles((96, 128), (12, 20, 100, 88))
+    refiner.gate = gate_of(-0.1)
+    result = refiner.refine(image, masks, options=windowed())
+    assert result.masks.equal(masks) and statuses(result.status) == [RefinementStatus.KEPT_REJECTED]
+
+
+def test_a_small_mask_needs_no_windows(refiner: MaskRefiner, encoded: list[Tensor]) -> None:
+    refiner.refine(image_of(96, 128), rectangles((96, 128), (60, 41, 65, 45)), options=windowed(window_scale=1.0))
+    assert len(encoded) == 1
 
 
 IMAGE = torch.zeros(3, 48, 64, dtype=torch.uint8)
@@ -471,7 +626,10 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
         refiner.refine(**{"image": IMAGE, "coarse_masks": MASKS} | arguments)
 
 
-@pytest.mark.parametrize("options", [{"num_iters": 0}, {"chunk_size": 0}, {"zoom_context": 1.0}])
+@pytest.mark.parametrize(
+    "options",
+    [{"num_iters": 0}, {"chunk_size": 0}, {"zoom_context": 1.0}, {"window_scale": -1.0}, {"stop_overlap": 0.0}],
+)
 def test_options_that_cannot_work_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ValueError, match=next(iter(options))):
         RefineOptions(**options)
@@ -490,10 +648,10 @@ def gate_of(bias: float) -> RefinementGate:
 
 def test_a_gate_that_rejects_everything_returns_the_coarse_masks(refiner: MaskRefiner) -> None:
     image, masks = image_of(96, 128), rectangles((96, 128), (20, 20, 80, 80), (30, 10, 90, 60), (0, 0, 0, 0))
-    ungated = refiner.refine(image, masks)
+    ungated = refiner.refine(image, masks, keep_logits=True)
     assert not ungated.masks[:2].equal(masks[:2]) and ungated.predicted_gain.isnan().all()
     refiner.gate = gate_of(-0.1)
-    gated = refiner.refine(image, masks)
+    gated = refiner.refine(image, masks, keep_logits=True)
     assert gated.masks.equal(masks)
     assert statuses(gated.status) == [RefinementStatus.KEPT_REJECTED] * 2 + [RefinementStatus.KEPT_EMPTY]
     assert gated.predicted_gain[:2].tolist() == pytest.approx([-0.1, -0.1]) and gated.predicted_gain[2].isnan()

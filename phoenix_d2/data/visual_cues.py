@@ -47,7 +47,7 @@ def check_cues(record: Record, image_size: tuple[int, int] | None) -> None:
         _check_box(box, image_size)
 
 
-def cue_arrays(records: Sequence[Record]) -> dict[str, NDArray[Any]]:
+def cue_arrays(records: Sequence[Record]) -> dict[str, Any]:
     """The cues of records that have the same kinds of them, as arguments of `PhoenixRefiner.refine`.
 
     Returns:

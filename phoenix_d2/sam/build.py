@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from segment_anything.modeling import TwoWayTransformer
 from torch import nn
 
 from phoenix_d2.prompting import CoarseMaskPrompter
@@ -15,6 +14,7 @@ from phoenix_d2.sam.detail import EMBED_DIM, DetailMaskDecoder, DetailPromptEnco
 from phoenix_d2.sam.encoders import EncoderSpec, get_encoder
 from phoenix_d2.sam.hq import HQMaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
+from phoenix_d2.sam.transformer import TwoWayTransformer
 
 
 def build_refiner(

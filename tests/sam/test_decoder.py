@@ -9,15 +9,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from segment_anything import SamPredictor
-from segment_anything.modeling import ImageEncoderViT, Sam, TwoWayTransformer
+from segment_anything.modeling import ImageEncoderViT, Sam
 from segment_anything.modeling import MaskDecoder as SamMaskDecoder
 from segment_anything.modeling import PromptEncoder as SamPromptEncoder
+from segment_anything.modeling import TwoWayTransformer as SamTwoWayTransformer
 from torch import Tensor, nn
 
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.decoder import MaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
+from phoenix_d2.sam.transformer import TwoWayTransformer
 from phoenix_d2.structures import Prompts
 
 IMAGE_SIZE, RESIZED, INPUT_SIZE = (481, 640), (192, 256), 256
@@ -36,8 +38,7 @@ def build_encoder() -> ImageEncoderViT:
     )
 
 
-def build_transformer() -> TwoWayTransformer:
-    return TwoWayTransformer(depth=2, embedding_dim=256, mlp_dim=2048, num_heads=8)
+TRANSFORMER = {"depth": 2, "embedding_dim": 256, "mlp_dim": 2048, "num_heads": 8}
 
 
 PROMPT_ENCODER = {
@@ -53,7 +54,7 @@ def predictor() -> SamPredictor:
     """segment-anything with a small encoder, looking at a random image."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        decoder = SamMaskDecoder(transformer=build_transformer(), transformer_dim=256)
+        decoder = SamMaskDecoder(transformer=SamTwoWayTransformer(**TRANSFORMER), transformer_dim=256)
         sam = Sam(build_encoder(), SamPromptEncoder(**PROMPT_ENCODER), decoder).eval()
         predictor = SamPredictor(sam)
         predictor.set_torch_image(torch.randint(0, 256, (1, 3, *RESIZED)).float(), IMAGE_SIZE)
@@ -66,7 +67,7 @@ def refiner(predictor: SamPredictor) -> MaskRefiner:
     refiner = MaskRefiner(
         image_encoder=build_encoder(),
         prompt_encoder=PromptEncoder(**PROMPT_ENCODER),
-        mask_decoder=MaskDecoder(transformer=build_transformer(), transformer_dim=256),
+        mask_decoder=MaskDecoder(transformer=TwoWayTransformer(**TRANSFORMER), transformer_dim=256),
         prompter=CoarseMaskPrompter(),
         options=RefineOptions(),
         encoder_name="small",

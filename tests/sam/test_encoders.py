@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import pytest
 import torch
 from segment_anything import sam_model_registry
 from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Attention
 
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.sam.encoders import ENCODERS, get_encoder
-from phoenix_d2.sam.encoders.vit import ViTEncoder, resize_positions
+from phoenix_d2.sam.encoders.vit import FusedAttention, ViTEncoder, resize_positions
 
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
@@ -24,7 +27,8 @@ def test_vits_have_segment_anythings_parameters(name: str) -> None:
     assert {key: value.shape for key, value in ours.state_dict().items()} == {
         key: value.shape for key, value in theirs.state_dict().items()
     }
-    assert [type(module) for module in ours.modules()][1:] == [type(module) for module in theirs.modules()][1:]
+    pairs = zip(ours.modules(), theirs.modules(), strict=True)
+    assert all(isinstance(module, type(theirs_module)) for module, theirs_module in pairs)
     assert [block.window_size for block in ours.blocks] == [block.window_size for block in theirs.blocks]
 
 
@@ -71,7 +75,27 @@ def vits() -> tuple[ViTEncoder, ImageEncoderViT]:
 def test_a_vit_at_its_own_size_is_segment_anythings(vits) -> None:
     ours, theirs = vits
     images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(1))
-    assert ours(images).equal(theirs(images))
+    torch.testing.assert_close(ours(images), theirs(images), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("max_bias", [1, 4**2 * 9**2, 2**24])
+def test_fused_attention_is_segment_anythings(monkeypatch, max_bias: int) -> None:
+    """Head by head and all at once, for maps of another size than the positions were made for, and its gradients."""
+    monkeypatch.setattr("phoenix_d2.sam.encoders.vit._MAX_BIAS", max_bias)
+    theirs = Attention(32, num_heads=4, qkv_bias=True, use_rel_pos=True, input_size=(5, 5))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in theirs.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    ours = deepcopy(theirs)
+    ours.__class__ = FusedAttention
+    x = torch.randn(2, 3, 3, 32, generator=generator)
+    expected, result = theirs.double()(x.double()), ours.double()(x.double())
+    torch.testing.assert_close(result, expected)
+    gradients = [
+        torch.autograd.grad(y.square().sum(), list(attention.parameters()))
+        for y, attention in ((result, ours), (expected, theirs))
+    ]
+    torch.testing.assert_close(*gradients)
 
 
 @pytest.mark.parametrize("size", [64, 96, 192])

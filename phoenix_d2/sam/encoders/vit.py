@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from segment_anything.modeling import ImageEncoderViT
+from segment_anything.modeling.image_encoder import Attention, get_rel_pos
 from torch import Tensor, nn
 
 PATCH_SIZE = 16
@@ -20,13 +21,52 @@ _SIZES: dict[str, dict[str, Any]] = {
     "h": {"depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
 }
 
+# what relative positions add to attention is held for as many heads at a time as fit into so many numbers
+_MAX_BIAS = 2**24
+
+
+class FusedAttention(Attention):
+    """`segment_anything`'s Attention on PyTorch's fused one, which never holds the weights of all pixels for all."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, H, W, C) -> (B, H, W, C)."""
+        batch, height, width, _ = x.shape
+        num_pixels = height * width
+        queries, keys, values = (
+            self.qkv(x).reshape(batch, num_pixels, 3, self.num_heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        )
+        placed = queries.unflatten(2, (height, width))
+        by_row = torch.einsum("bnhwc,hkc->bnhwk", placed, get_rel_pos(height, height, self.rel_pos_h))
+        by_column = torch.einsum("bnhwc,wkc->bnhwk", placed, get_rel_pos(width, width, self.rel_pos_w))
+        heads = [
+            F.scaled_dot_product_attention(q, k, v, (row[..., None] + column[..., None, :]).flatten(4).flatten(2, 3))
+            for q, k, v, row, column in zip(
+                *(
+                    x.split(max(_MAX_BIAS // (batch * num_pixels**2), 1), dim=1)
+                    for x in (queries, keys, values, by_row, by_column)
+                ),
+                strict=True,
+            )
+        ]
+        attended: Tensor = self.proj(torch.cat(heads, dim=1).transpose(1, 2).reshape(batch, height, width, -1))
+        return attended
+
 
 class ViTEncoder(ImageEncoderViT):
     """`segment_anything`'s ImageEncoderViT for square images whose side is any multiple of 16.
 
     Same parameters, and the same result at the size that they were trained at. For another, the absolute position
     embedding is interpolated; the relative ones already are, by the parent class.
+
+    Args:
+        arguments: those of `ImageEncoderViT`, with `use_rel_pos`.
     """
+
+    def __init__(self, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        for block in self.blocks:
+            # the parent's blocks name their attention themselves
+            block.attn.__class__ = FusedAttention
 
     def forward(self, images: Tensor) -> Tensor:
         """(B, 3, S, S) -> (B, 256, S / 16, S / 16)."""
@@ -80,7 +120,7 @@ def build_vit(size: Literal["b", "l", "h"], *, early_features: bool = False) -> 
         mlp_ratio=4,
         out_chans=256,
         qkv_bias=True,
-        norm_layer=partial(nn.LayerNorm, eps=1e-6),  # type: ignore[arg-type]  # any callable does
+        norm_layer=partial(nn.LayerNorm, eps=1e-6),
         use_rel_pos=True,
         window_size=14,
         **_SIZES[size],
