@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phoenix_d2.arguments import positive_int, strength
+from phoenix_d2.arguments import add_cache_arguments, positive_int, strength, use_embedding_cache
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -69,6 +69,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw, the degradations and the bootstrap")
     parser.add_argument("--device", default="cpu", help="of refiners with a network (default: cpu)")
+    add_cache_arguments(parser)
     args = parser.parse_args(argv)
     if not args.data and not args.degrade:
         parser.error("nothing to compare on: pass --data or --degrade")
@@ -129,7 +130,9 @@ def load_refiner(spec: str, args: argparse.Namespace) -> PhoenixRefiner | CropRe
         except (SyntaxError, ValueError):
             options[key] = value
     name, weights = _base_name(spec), dict(args.weights)
-    return build_refiner(name, weights=weights.get(spec, weights.get(name)), device=args.device, **options)
+    refiner = build_refiner(name, weights=weights.get(spec, weights.get(name)), device=args.device, **options)
+    use_embedding_cache(args, refiner)
+    return refiner
 
 
 def load_attack(args: argparse.Namespace) -> Attack:

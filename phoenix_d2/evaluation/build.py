@@ -10,9 +10,10 @@ from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.evaluation import DatasetEvaluator
 
+from phoenix_d2.evaluation.binary_evaluator import BinaryMaskEvaluator
 from phoenix_d2.evaluation.evaluators import BoundaryCOCOEvaluator, BoundaryLVISEvaluator
 
-_EVALUATORS = {"coco": BoundaryCOCOEvaluator, "lvis": BoundaryLVISEvaluator}
+_EVALUATORS = {"coco": BoundaryCOCOEvaluator, "lvis": BoundaryLVISEvaluator, "binary_masks": BinaryMaskEvaluator}
 
 
 class BeforeAfterEvaluator(DatasetEvaluator):
@@ -51,7 +52,7 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
     """`BeforeAfterEvaluator` in the protocol of the dataset's `evaluator_type`.
 
     Raises:
-        ValueError: the dataset has another protocol than COCO's or LVIS'.
+        ValueError: the dataset has a protocol that is none of `_EVALUATORS`.
     """
     kind = MetadataCatalog.get(dataset_name).get("evaluator_type", None)
     if kind not in _EVALUATORS:
