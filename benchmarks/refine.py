@@ -86,15 +86,12 @@ def measure(
     size: tuple[int, int] = _SIZE,
 ) -> dict[str, Any]:
     """The row of so many masks in an image of (height, width) pixels, with the decoder that belongs to an encoder."""
-    from dataclasses import replace
-
     import torch
 
     from phoenix_d2.options import RefineOptions
 
     torch.set_num_threads(1)
-    options = RefineOptions(gate="off", num_iters=passes)
-    options = options if chunk_size is None else replace(options, chunk_size=chunk_size)
+    options = RefineOptions(gate="off", num_iters=passes, chunk_size=chunk_size)
     refiner = stubbed_refiner(encoder, device=device)
     image, masks = scene(num_masks, size)
     megabytes = -reset_peak_memory(device)
@@ -131,7 +128,7 @@ def measure(
     row = {
         "masks": num_masks,
         "passes": passes,
-        "chunk": options.chunk_size,
+        "chunk": options.masks_at_once(device),
         "device": device,
         "ms": total,
         "decoder_ms": decoder,

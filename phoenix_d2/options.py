@@ -19,7 +19,7 @@ class RefineOptions:
             (paper B.3), or "mean", the mean logits of all, which bets on none where the prediction is unsure.
         stop_overlap: a mask goes through no more passes after one, the first excepted, that left it with at least this
             IoU to what it was; at 1, which is exact, after one that changed nothing.
-        chunk_size: masks decoded together, which bounds the memory; more are no faster on a CPU, a GPU takes more.
+        chunk_size: masks decoded together, which bounds the memory; see `masks_at_once` for None.
         zoom_small: refine masks that are too small for the low-resolution frame (under 16 of its
             pixels) on a window of their own around them; off, they are kept as they were.
         zoom_below: also zoom every mask whose window is smaller than this share of the image's long
@@ -41,7 +41,7 @@ class RefineOptions:
     num_iters: int = 5
     candidate: Candidate = "best"
     stop_overlap: float = 1.0
-    chunk_size: int = 2
+    chunk_size: int | None = None
     zoom_small: bool = True
     zoom_below: float = 0.0
     zoom_context: float = 2.0
@@ -51,7 +51,7 @@ class RefineOptions:
     gate_min_overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.num_iters < 1 or self.chunk_size < 1:
+        if self.num_iters < 1 or (self.chunk_size is not None and self.chunk_size < 1):
             raise ValueError(f"num_iters {self.num_iters} and chunk_size {self.chunk_size} must be at least 1.")
         if not 0 < self.stop_overlap <= 1:
             raise ValueError(f"stop_overlap is an IoU above 0 and up to 1, got {self.stop_overlap}.")
@@ -67,3 +67,7 @@ class RefineOptions:
             raise ValueError(
                 f"gate_min_iou {self.gate_min_iou} and gate_min_overlap {self.gate_min_overlap} must be from 0 to 1."
             )
+
+    def masks_at_once(self, device_type: str) -> int:
+        """`chunk_size`, or where it is None, 2 on a "cpu", to which more are only more memory, and 32 elsewhere."""
+        return self.chunk_size or (2 if device_type == "cpu" else 32)

@@ -248,7 +248,7 @@ class MaskRefiner(nn.Module):
                 masks[i, y0:y1, x0:x1] = frame.logits_to_window(mask_logits[None])[0] > 0
 
         for indices in (whole, zoomed):
-            for_chunks(refine_rows, indices, options.chunk_size)
+            for_chunks(refine_rows, indices, options.masks_at_once(self.device.type))
 
         vanished = (status == RefinementStatus.REFINED) & ~masks.flatten(1).any(1)
         _restore(masks, coarse_masks, vanished)
@@ -344,7 +344,7 @@ class MaskRefiner(nn.Module):
                 if is_accepted:
                     tile.blend(blended, mask, window.logits_to_window(logits[None])[0].sigmoid())
 
-        for_chunks(refine_tiles, tiles, options.chunk_size)
+        for_chunks(refine_tiles, tiles, options.masks_at_once(self.device.type))
         return blended > 0.5
 
     def _judge(self, evidence: Tensor, options: RefineOptions) -> tuple[Tensor, Tensor]:

@@ -7,7 +7,18 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks import boundary_ap, embedding_cache, encoders, growth, perturbation, processes, refine, startup
+from benchmarks import (
+    boundary_ap,
+    embedding_cache,
+    encoders,
+    growth,
+    perturbation,
+    processes,
+    refine,
+    startup,
+    training_step,
+)
+from phoenix_d2.structures import MaskPrediction
 
 
 @pytest.fixture
@@ -69,6 +80,24 @@ def test_a_run_is_measured(tmp_path: Any) -> None:
     drawn = draw_dataset(tmp_path / "drawn", num_images=1, image_size=(48, 64))
     row = processes.measure(drawn.annotation_file, drawn.image_folder, 1)
     assert row["CPU_s"] > 0 and row["wall_s"] > 0
+
+
+def test_a_training_step_is_taken_apart(cfg: Any, tmp_path: Any) -> None:
+    """Gradients that go through the losses and the decoder one after the other are those of a whole step."""
+    seconds = training_step.measure(cfg, tmp_path, weights="", num_steps=2, num_images=2)
+    expected = {"data", "rest of the step", "perturbation", "prompts", "decoder", "losses", "optimizer"}
+    assert set(seconds) == expected and min(seconds.values()) > 0
+
+    features = torch.randn(2, 3, 4, 4, requires_grad=True)
+    prediction = MaskPrediction(features[:, :2], features[:, :2].mean((2, 3)), features)
+
+    def criterion(given: MaskPrediction) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+        return {"a": given.features.square().mean(), "b": (given.low_res_logits.sin() * 2).sum()}, {}
+
+    (whole,) = torch.autograd.grad(sum(criterion(prediction)[0].values()), features, retain_graph=True)
+    losses, _ = training_step._backward_at_once(criterion, prediction)
+    (parts,) = torch.autograd.grad(losses["loss"], features)
+    torch.testing.assert_close(parts, whole)
 
 
 def test_start_up_is_measured() -> None:

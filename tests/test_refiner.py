@@ -436,6 +436,11 @@ def settling(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
     return replace(answer, low_res_logits=logits)
 
 
+def test_how_many_masks_are_decoded_together() -> None:
+    assert [RefineOptions().masks_at_once(device) for device in ("cpu", "cuda")] == [2, 32]
+    assert [RefineOptions(chunk_size=5).masks_at_once(device) for device in ("cpu", "cuda")] == [5, 5]
+
+
 def test_a_mask_that_no_longer_changes_leaves_the_cascade(
     refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -449,13 +454,13 @@ def test_a_mask_that_no_longer_changes_leaves_the_cascade(
     image = image_of(SIDE, SIDE)
     # masks end at the same column, and reach SIDE - 4, where they stay, after 1, 3 and 12 passes
     masks = rectangles((SIDE, SIDE), *[(SIDE - 4 - n, 4, SIDE, 24) for n in (1, 3, 12)])
-    result = refiner.refine(image, masks, options=RefineOptions(num_iters=6))
+    result = refiner.refine(image, masks, options=RefineOptions(num_iters=6, chunk_size=3))
     # a mask is found unchanged one pass after it settled
     assert asked == [3, 3, 2, 2, 1, 1]
     assert result.masks.equal(rectangles((SIDE, SIDE), *[(SIDE - n, 4, SIDE, 24) for n in (4, 4, 10)]))
     assert (result.change_trace[:, -1] == 1).tolist() == [True, True, False]
     asked.clear()
-    loose = refiner.refine(image, masks, options=RefineOptions(num_iters=6, stop_overlap=0.9))
+    loose = refiner.refine(image, masks, options=RefineOptions(num_iters=6, stop_overlap=0.9, chunk_size=3))
     assert asked == [3, 3, 1, 1]
     assert loose.change_trace[2].tolist() == pytest.approx([15 / 16, *[14 / 15] * 5])
 

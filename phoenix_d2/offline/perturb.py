@@ -121,8 +121,9 @@ def perturb_image_masks(
     _, frames = refiner.plan(masks, options)
     noisy, result = masks.clone(), _untouched(len(masks), refiner)
     planned = sorted(frames)
-    for start in range(0, len(planned), options.chunk_size):
-        rows = torch.tensor(planned[start : start + options.chunk_size])
+    at_once = options.masks_at_once(refiner.device.type)
+    for start in range(0, len(planned), at_once):
+        rows = torch.tensor(planned[start : start + at_once])
         chunk = [frames[row] for row in rows.tolist()]
         coverage = [frame.masks_to_low_res(masks[row, None]) for row, frame in zip(rows, chunk, strict=True)]
         targets = torch.cat(coverage)
