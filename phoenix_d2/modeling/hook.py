@@ -70,7 +70,7 @@ class RefinerHook:
         self.outputs = tuple(outputs)
         self.update_boxes = update_boxes
         self.rescore = rescore
-        detector = _unwrapped(model.model) if _is_augmenting(model) else model
+        detector = _unwrapped(model.get_submodule("model")) if _is_augmenting(model) else model
         self.image_format = _check_format(image_format or getattr(detector, "input_format", None), model)
         self._handle = (
             _AugmentationHandle(self, model)

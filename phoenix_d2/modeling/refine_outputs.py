@@ -68,7 +68,8 @@ def refine_output(
         )
     image = image_in_output_frame(image.to(refiner.device), size, image_format)
     masks = torch.cat([field.masks.to(refiner.device) for field in fields.values()])
-    result = _refine(refiner, image, masks)
+    # label maps are merged by them
+    result = _refine(refiner, image, masks, keep_logits=fields.keys() != {"instances"})
     refined, start = {}, 0
     for name, field in fields.items():
         end = start + len(field.masks)
@@ -100,7 +101,7 @@ def refine_instances(
     if not _has_masks(instances):
         return instances
     field = _InstancesField(instances)
-    result = _refine(refiner, image, field.masks)
+    result = _refine(refiner, image, field.masks, keep_logits=False)
     return field.refined(refiner, result, update_boxes=update_boxes, rescore=rescore)
 
 
@@ -116,17 +117,20 @@ def image_in_output_frame(image: Tensor, output_size: tuple[int, int], image_for
         image_format: order of its channels, "RGB" or "BGR".
 
     Returns:
-        (3, H, W) float RGB, bilinear with antialiasing.
+        (3, H, W) RGB: bytes of the size already, as they are, so that the refiner sees what a file would show it; else
+        float, resized bilinearly with antialiasing.
     """
     rgb = image.flip(0) if image_format == "BGR" else image
+    if rgb.dtype == torch.uint8 and rgb.shape[-2:] == output_size:
+        return rgb
     resized = F.interpolate(rgb[None].float(), output_size, mode="bilinear", antialias=True, align_corners=False)
     return resized[0]
 
 
-def _refine(refiner: MaskRefiner, image: Tensor, masks: Tensor) -> RefinementResult:
+def _refine(refiner: MaskRefiner, image: Tensor, masks: Tensor, *, keep_logits: bool) -> RefinementResult:
     # a detector that is called under autocast would impose its precision on the refiner
     with torch.autocast(refiner.device.type, enabled=False):
-        return refiner.refine(image, masks)
+        return refiner.refine(image, masks, keep_logits=keep_logits)
 
 
 class _Field(ABC):

@@ -58,20 +58,6 @@ def mask_rcnn(mask_rcnn_cfg):
 
 
 @pytest.fixture
-def panoptic_fpn(mask_rcnn_cfg):
-    """A Panoptic FPN of the same kind, with six classes of stuff."""
-    from detectron2.modeling import build_model
-
-    mask_rcnn_cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
-    mask_rcnn_cfg.MODEL.SEM_SEG_HEAD.NUM_CLASSES = 6
-    mask_rcnn_cfg.MODEL.PANOPTIC_FPN.COMBINE.INSTANCES_CONFIDENCE_THRESH = 0.0
-    mask_rcnn_cfg.MODEL.PANOPTIC_FPN.COMBINE.STUFF_AREA_LIMIT = 16
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build_model(mask_rcnn_cfg).eval()
-
-
-@pytest.fixture
 def photo():
     """(90, 120, 3) uint8 image."""
     return torch.randint(0, 256, (90, 120, 3), generator=torch.Generator().manual_seed(2), dtype=torch.uint8).numpy()

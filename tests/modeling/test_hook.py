@@ -200,22 +200,6 @@ def test_augmentation_of_a_detector_with_a_refiner(refiner, augmented_cfg, mask_
     assert refined.pred_boxes.tensor.equal(expected.pred_boxes.tensor)
 
 
-@torch.no_grad()
-def test_panoptic_fpn(refiner, panoptic_fpn):
-    inputs = [sample(0, 90, 120)]
-    (before,) = panoptic_fpn(inputs)
-    RefinerHook(refiner, panoptic_fpn)
-    (after,) = panoptic_fpn(inputs)
-    assert list(before) == list(after) == ["sem_seg", "instances", "panoptic_seg"]
-    assert (before["instances"].pred_masks != after["instances"].pred_masks).flatten(1).any(1).all()
-    assert before["sem_seg"].shape == after["sem_seg"].shape
-    assert not before["sem_seg"].argmax(0).equal(after["sem_seg"].argmax(0))
-    (ids, _), (refined_ids, info) = before["panoptic_seg"], after["panoptic_seg"]
-    assert not ids.equal(refined_ids) and (ids == 0).equal(refined_ids == 0)
-    assert set(refined_ids.unique().tolist()) - {0} == {segment["id"] for segment in info}
-    assert all(segment["area"] == (refined_ids == segment["id"]).sum() for segment in info if "area" in segment)
-
-
 def test_refiner_is_no_part_of_the_model(refiner):
     model = FakeDetector()
     RefinerHook(refiner, model)
@@ -241,28 +225,6 @@ def test_copies_bring_the_hook_along(refiner, duplicate):
     other.hook.detach()
     assert other([sample()])[0]["instances"].pred_masks.equal(found().pred_masks)
     assert model([sample()])[0]["instances"].pred_masks.equal(expected), "the original keeps its own hook"
-
-
-@torch.no_grad()
-def test_mask_rcnn(refiner, mask_rcnn):
-    inputs = [sample(0, 90, 120), sample(1, 60, 100)]
-    coarse = mask_rcnn(inputs)
-    names = list(mask_rcnn.state_dict())
-    hook = PhoenixRefiner(refiner).attach(mask_rcnn)
-    refined = mask_rcnn(inputs)
-    assert list(mask_rcnn.state_dict()) == names
-    for given, before, after in zip(inputs, coarse, refined, strict=True):
-        before, after = before["instances"], after["instances"]
-        assert len(before) == len(after) == 3
-        assert list(before.get_fields()) == list(after.get_fields())
-        assert before.scores.equal(after.scores) and before.pred_classes.equal(after.pred_classes)
-        assert before.pred_boxes.tensor.equal(after.pred_boxes.tensor)
-        assert (before.pred_masks != after.pred_masks).flatten(1).any(1).all()
-        image = image_in_output_frame(given["image"], before.image_size, "BGR")
-        assert after.pred_masks.equal(refine_instances(refiner, image, before).pred_masks)
-    hook.detach()
-    for before, after in zip(coarse, mask_rcnn(inputs), strict=True):
-        assert before["instances"].pred_masks.equal(after["instances"].pred_masks)
 
 
 @torch.no_grad()

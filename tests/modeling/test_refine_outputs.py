@@ -45,7 +45,7 @@ class ShiftingRefiner:
         frame = Frame.whole(tuple(masks.shape[1:]), input_size=SIZE[1], low_res_size=SIZE[1])
         return None, dict.fromkeys(range(len(masks)), frame)
 
-    def refine(self, image, masks):
+    def refine(self, image, masks, *, keep_logits):
         assert masks.dtype == torch.bool and image.shape[1:] == masks.shape[1:]
         self.num_calls += 1
         shifted, n = masks.roll(1, dims=1), len(masks)
@@ -131,8 +131,8 @@ def test_image_of_another_size(refiner):
 
 def test_image_of_the_same_size_stays_as_it_is():
     image = IMAGE.to(torch.uint8)
-    assert image_in_output_frame(image, SIZE, "RGB").equal(image.float())
-    assert image_in_output_frame(image, SIZE, "BGR").equal(image.flip(0).float())
+    assert image_in_output_frame(image, SIZE, "RGB").equal(image)
+    assert image_in_output_frame(image, SIZE, "BGR").equal(image.flip(0))
 
 
 def test_image_is_resized_to_the_outputs():
