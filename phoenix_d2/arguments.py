@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from argparse import REMAINDER, ArgumentParser, ArgumentTypeError, Namespace
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,6 +163,21 @@ def _configured_refiner(args: Namespace, cfg: Any, name: str, device: str, **opt
     # the config goes before what the refiner's name stands for
     refiner.refiner.options = replace(refine_options(cfg, refiner.options), **options)
     return refiner
+
+
+@contextmanager
+def errors_in_words(*, interrupted: str = "interrupted") -> Iterator[None]:
+    """End the program with a line in place of a traceback, where it is the user who can help it.
+
+    Args:
+        interrupted: what to say where the user stopped it.
+    """
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        sys.exit(interrupted)
 
 
 def check_output(output: Path, inputs: Iterable[Path | None]) -> None:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from phoenix_d2.arguments import errors_in_words
 
 EXAMPLE = """\
 examples:
@@ -42,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.sam.official import checkpoint_folder, get_checkpoint
 
     folder = args.folder or checkpoint_folder()
-    try:
+    with errors_in_words():
         if args.command == "list":
             print(_table(folder))
             return
@@ -52,8 +53,6 @@ def main(argv: list[str] | None = None) -> None:
             _download(args.encoders, folder)
         else:
             _verify(args.encoders, folder)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def _table(folder: Path) -> str:

@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from phoenix_d2.arguments import shard
+from phoenix_d2.arguments import errors_in_words, shard
 
 
 def test_a_shard_is_counted_from_one():
@@ -17,3 +17,17 @@ def test_a_shard_is_counted_from_one():
 def test_what_is_no_shard(text):
     with pytest.raises(ArgumentTypeError, match=r"expected K/N with K from 1 to N, such as 3/8, got"):
         shard(text)
+
+
+def test_what_a_user_can_help_is_said_in_a_line() -> None:
+    for error, message in (
+        (ValueError("two is no three"), "error: two is no three"),
+        (FileNotFoundError("No file at x"), "error: No file at x"),
+        (KeyboardInterrupt(), "stopped: go on with --resume"),
+    ):
+        with pytest.raises(SystemExit) as end, errors_in_words(interrupted="stopped: go on with --resume"):
+            raise error
+        assert end.value.code == message
+    # what is the program's own mistake keeps its traceback
+    with pytest.raises(RuntimeError), errors_in_words():
+        raise RuntimeError

@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from phoenix_d2.arguments import check_output
+from phoenix_d2.arguments import check_output, errors_in_words
 
 EXAMPLE = """\
 example:
@@ -34,10 +33,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Read, write, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -12,11 +12,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import positive_int
+from phoenix_d2.arguments import errors_in_words, positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -39,10 +38,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure and write, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         analyze(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def analyze(args: argparse.Namespace) -> None:

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phoenix_d2.arguments import positive_int, strength
+from phoenix_d2.arguments import errors_in_words, positive_int, strength
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -83,12 +82,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Calibrate, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(interrupted="interrupted; the same command goes on"):
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted; the same command goes on")
 
 
 def run(args: argparse.Namespace) -> None:

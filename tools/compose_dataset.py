@@ -7,10 +7,9 @@ python tools/compose_dataset.py --sources my/train --output my/train_composed --
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from phoenix_d2.arguments import positive_int
+from phoenix_d2.arguments import errors_in_words, positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -33,10 +32,8 @@ def main(argv: list[str] | None = None) -> None:
     # heavy imports stay out of the way of --help
     from phoenix_d2.data.datasets.composed import compose_dataset
 
-    try:
+    with errors_in_words():
         compose_dataset(args.output, args.sources, num_images=args.num_images, seed=args.seed)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print(f"Wrote {args.num_images} pictures to {args.output}.")
 
 

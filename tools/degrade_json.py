@@ -10,9 +10,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from phoenix_d2.arguments import errors_in_words
 
 _KINDS = """Kinds, from strength 0 to 1:
   mask_head      squeezed through the grid of a detector's mask head, 56 x 56 to 7 x 7 (28 x 28 at 1/3)
@@ -54,15 +55,13 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.degrade import degrade_annotations
     from phoenix_d2.data.mask_json import load_annotations, write_json_atomically
 
-    try:
+    with errors_in_words():
         if args.kind == "adversarial":
             results = attack_annotations(args)
         else:
             annotations = load_annotations(args.annotations)
             results = degrade_annotations(annotations, kind=args.kind, strength=args.strength, seed=args.seed)
         write_json_atomically(args.output, results)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print(f"Wrote {len(results)} masks to {args.output}.")
 
 

@@ -11,8 +11,9 @@ Records of the results files belong together by their place in the file, as in t
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from phoenix_d2.arguments import errors_in_words
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -35,10 +36,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Draw, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         draw(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def draw(args: argparse.Namespace) -> None:

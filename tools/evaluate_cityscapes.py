@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from phoenix_d2.arguments import errors_in_words
 
 EXAMPLE = """\
 example, before and after refinement (paper Table 7a):
@@ -37,10 +38,8 @@ def main(argv: list[str] | None = None) -> None:
     # heavy imports stay out of the way of --help
     from phoenix_d2.evaluation.instance_masks import scores_table
 
-    try:
+    with errors_in_words():
         scores = evaluate(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print(scores_table(scores, markdown=args.markdown))
 
 

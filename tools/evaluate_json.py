@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from phoenix_d2.arguments import errors_in_words
 
 if TYPE_CHECKING:
     from phoenix_d2.data.mask_json import Record
@@ -56,12 +57,10 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.mask_json import write_json_atomically
     from phoenix_d2.evaluation.instance_masks import scores_table
 
-    try:
+    with errors_in_words():
         scores = evaluate(args)
         if args.output:
             write_json_atomically(args.output, without_nan(scores))
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print(scores_table(rows(scores["files"]), markdown=args.markdown))
     print()
     for name, file in scores["files"].items():

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import re
-import sys
 from pathlib import Path
+
+from phoenix_d2.arguments import errors_in_words
 
 DETAILS = """\
 example:
@@ -42,12 +43,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Export, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(interrupted="interrupted: go on with --resume"):
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted: go on with --resume")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
+
+from phoenix_d2.arguments import errors_in_words
 
 EXAMPLE = """\
 example:
@@ -39,13 +40,11 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.datasets.cityscapes import cityscapes_annotations
     from phoenix_d2.data.mask_json import write_json_atomically
 
-    try:
+    with errors_in_words():
         data = cityscapes_annotations(
             args.root, args.split, progress=lambda files: tqdm(files, unit="image", disable=None)
         )
         write_json_atomically(args.output, data)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     print(f"Wrote {len(data['annotations'])} instances in {len(data['images'])} images to {args.output}.")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import argparse
 import os
-import sys
 from pathlib import Path
+
+from phoenix_d2.arguments import errors_in_words
 
 DETAILS = """\
 examples:
@@ -47,13 +48,11 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.cocofied_lvis import cocofy
     from phoenix_d2.data.mask_json import load_annotations, write_json_atomically
 
-    try:
+    with errors_in_words():
         if args.output.resolve() in (args.lvis.resolve(), args.coco.resolve()):
             raise ValueError(f"--output {args.output} is also read: write to another file.")
         cocofied = cocofy(load_annotations(args.lvis), load_annotations(args.coco))
         write_json_atomically(args.output, cocofied)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
     counts = ", ".join(f"{len(cocofied[key])} {key}" for key in ("images", "annotations", "categories"))
     print(f"{counts}, written to {args.output}")
 

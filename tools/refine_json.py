@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from phoenix_d2.arguments import (
     add_refiner_arguments,
     add_run_arguments,
     check_output,
+    errors_in_words,
     load_refiner,
     run_options,
     shard,
@@ -70,12 +70,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 def run(args: argparse.Namespace) -> None:

@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from functools import partial
 from pathlib import Path
 
-from phoenix_d2.arguments import add_refiner_arguments, add_run_arguments, load_refiner, run_options
+from phoenix_d2.arguments import add_refiner_arguments, add_run_arguments, errors_in_words, load_refiner, run_options
 
 DETAILS = """\
 examples:
@@ -46,12 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 def run(args: argparse.Namespace) -> None:

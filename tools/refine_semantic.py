@@ -4,10 +4,9 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
-from phoenix_d2.arguments import add_refiner_arguments
+from phoenix_d2.arguments import add_refiner_arguments, errors_in_words
 
 DETAILS = """\
 examples:
@@ -47,12 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
-    except KeyboardInterrupt:
-        sys.exit("interrupted")
 
 
 def run(args: argparse.Namespace) -> None:

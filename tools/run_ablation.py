@@ -13,12 +13,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from phoenix_d2.arguments import positive_int
+from phoenix_d2.arguments import errors_in_words, positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -48,10 +47,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Run, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words():
         run(args)
-    except (OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> None:
