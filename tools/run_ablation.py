@@ -4,9 +4,9 @@
     python tools/run_ablation.py ablations/noise_cmrl.yaml --weights pretrained.pth --train my/train --test my/val \\
         --output output/ablations
 
-Each ablation gets a folder: its runs, and after each seed NAME.md, NAME.json and NAME.png. The same command goes on
-where it was stopped; seeds, variants and inputs may be added. The keys of an ablation are those of
-phoenix_d2.engine.ablation.Ablation.
+Each ablation gets a folder, with NAME.md, NAME.json and NAME.png after each seed; trainings that several ablations have
+in common are done once. The same command goes on where it was stopped; seeds, variants and inputs may be added. The
+keys of an ablation are those of phoenix_d2.engine.ablation.Ablation.
 """
 
 from __future__ import annotations
@@ -68,8 +68,8 @@ def run(args: argparse.Namespace) -> None:
             ablation, folder / "inputs", test=args.test, coarse_files=args.coarse, max_images=args.max_images
         )
         for runs, references in run_ablation(
-            ablation, folder / "runs", weights=weights, train=args.train, inputs=inputs,
-            report=partial(print, f"{name}:", flush=True),
+            ablation, folder / "runs", trainings=args.output / "trainings", weights=weights, train=args.train,
+            inputs=inputs, report=partial(print, f"{name}:", flush=True),
         ):  # fmt: skip
             report = AblationReport(name, runs, references)
             with staged_folder(folder) as staging:

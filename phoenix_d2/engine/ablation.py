@@ -198,6 +198,7 @@ def run_ablation(
     ablation: Ablation,
     folder: Path,
     *,
+    trainings: Path,
     weights: str,
     train: Sequence[str],
     inputs: Mapping[str, EvaluationInput],
@@ -207,7 +208,9 @@ def run_ablation(
 
     Args:
         ablation: what to run.
-        folder: of its runs, a folder each; removing that of a run repeats it.
+        folder: of the scores of its runs.
+        trainings: parent of a folder for each training, named by its setting: ablations share those that they have in
+            common, and a training whose folder is removed is repeated.
         weights: that training starts from.
         train: datasets, registered names or folders.
         inputs: to evaluate every run on.
@@ -218,7 +221,7 @@ def run_ablation(
         training.
 
     Raises:
-        ValueError: a config key is unknown, a dataset too, or `folder` holds runs of another setting.
+        ValueError: a config key is unknown, or a dataset.
     """
     register_folders(train)
     fixed = {"DATASETS.TRAIN": tuple(train), "DATASETS.TEST": (), "TEST.EVAL_PERIOD": 0, "MODEL.WEIGHTS": weights}
@@ -230,7 +233,7 @@ def run_ablation(
     for name, cfg in cfgs.items():
         if ablation.seconds is not None:
             report(f"{name or 'training'}: cost of an iteration")
-        iterations[name] = _num_iterations(ablation, cfg, folder / _file_name(name))
+        iterations[name] = _num_iterations(ablation, cfg, trainings)
 
     report("evaluation before training")
     measure = _Evaluation(inputs, ablation.inference)
@@ -243,10 +246,8 @@ def run_ablation(
     for seed in ablation.seeds:
         for name, cfg in cfgs.items():
             report(f"{name or 'training'}, seed {seed}: {iterations[name]} iterations")
-            run_folder = folder / _file_name(name) / str(seed)
-            own = {"SEED": seed, "SOLVER.MAX_ITER": iterations[name], "OUTPUT_DIR": str(run_folder)}
-            run = _with(cfg, own)
-            scored = measure.once(run_folder / "scores.json", run, partial(_train, run))
+            run = _with(cfg, {"SEED": seed, "SOLVER.MAX_ITER": iterations[name]})
+            scored = measure.once(folder / f"{_file_name(name)}_{seed}.json", run, partial(_train, run, trainings))
             runs.append(AblationRun(name, seed, iterations[name], **scored))
         yield runs, references
 
@@ -290,7 +291,7 @@ class _TimedTrainer(Trainer):
         return [self.clock, *super().build_hooks()]
 
 
-def _num_iterations(ablation: Ablation, cfg: CfgNode, folder: Path) -> int:
+def _num_iterations(ablation: Ablation, cfg: CfgNode, trainings: Path) -> int:
     """Iterations of each run of a variant; measured once, so that runs added later get as many."""
     if ablation.max_iter is not None:
         return ablation.max_iter
@@ -302,23 +303,23 @@ def _num_iterations(ablation: Ablation, cfg: CfgNode, folder: Path) -> int:
         assert clock.first_step is not None
         return {"seconds_per_iteration": (clock.seconds - clock.first_step) / (_PROBE_ITERS - 1)}
 
-    cost = _once(folder / "probe.json", {"config": cfg.dump()}, probe)["seconds_per_iteration"]
+    setting = _setting(cfg)
+    cost = _once(_training_folder(trainings, setting) / "probe.json", setting, probe)["seconds_per_iteration"]
     return max(round(ablation.seconds / cost), 1)
 
 
-def _train(cfg: CfgNode) -> tuple[MaskRefiner, float]:
-    """Train, or go on with, the run of a config: the refiner, and the seconds that it took altogether.
-
-    Raises:
-        ValueError: its folder holds a run of another config, or from other weights.
-    """
-    folder, setting = Path(cfg.OUTPUT_DIR), _setting(cfg)
-    if _once(folder / "setting.json", None, lambda: setting) != setting:
-        raise ValueError(
-            f"{folder} holds a run of another setting: remove it to run this one, or choose another output folder."
-        )
-    refiner, clock = _train_with_clock(cfg)
+def _train(cfg: CfgNode, trainings: Path) -> tuple[MaskRefiner, float]:
+    """Train, or go on with, the run of a config: the refiner, and the seconds that it took altogether."""
+    setting = _setting(cfg)
+    folder = _training_folder(trainings, setting)
+    # says to people what the folder holds, whose name does not
+    write_json_atomically(folder / "setting.json", setting)
+    refiner, clock = _train_with_clock(_with(cfg, {"OUTPUT_DIR": str(folder)}))
     return refiner, clock.seconds
+
+
+def _training_folder(trainings: Path, setting: Record) -> Path:
+    return trainings / hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:16]
 
 
 def _train_with_clock(cfg: CfgNode) -> tuple[MaskRefiner, ProcessorTime]:

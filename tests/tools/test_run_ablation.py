@@ -49,28 +49,28 @@ def run(spec, weights, drawn_folder, tmp_path):
     """Run the tool in this process on the ablation as `spec` says it now; the folder that it wrote to."""
     tool = runpy.run_path(str(TOOL))
 
-    def run_tool(*arguments):
-        path = tmp_path / "small.yaml"
+    def run_tool(*arguments, name="small"):
+        path = tmp_path / f"{name}.yaml"
         path.write_text(yaml.safe_dump(spec, sort_keys=False))
         own = ("--weights", weights, "--train", drawn_folder, "--test", drawn_folder, "--output", tmp_path / "out")
         tool["main"]([str(path), *map(str, own), *map(str, arguments)])
-        return tmp_path / "out" / "small"
+        return tmp_path / "out" / name
 
     return run_tool
 
 
 @pytest.fixture
 def trained(monkeypatch):
-    """The output folders of the runs that were trained."""
-    folders = []
+    """(share of morphological noise, seed) of the runs that were trained."""
+    runs = []
     train = engine.Trainer.train
 
     def spy(self):
-        folders.append(Path(self.cfg.OUTPUT_DIR))
+        runs.append((self.cfg.MODEL.PHOENIX.PERTURBATION.MORPHOLOGY_PROB, self.cfg.SEED))
         return train(self)
 
     monkeypatch.setattr(engine.Trainer, "train", spy)
-    return folders
+    return runs
 
 
 def test_run_and_go_on(run, spec, trained, drawn_folder):
@@ -79,9 +79,8 @@ def test_run_and_go_on(run, spec, trained, drawn_folder):
     coarse.write_text(json.dumps(degrade_annotations(annotations, kind="mask_head", strength=1.0)))
 
     folder = run("--max-images", "2", "--coarse", coarse)
-    assert [path.parts[-2:] for path in trained] == [
-        ("morphological", "1"), ("adversarial", "1"), ("morphological", "2"), ("adversarial", "2"),
-    ]  # fmt: skip
+    assert [seed for _, seed in trained] == [1, 1, 2, 2]
+    assert trained[0][0] == trained[2][0] == 1.0 != trained[1][0] == trained[3][0]
     figures = json.loads((folder / "small.json").read_text())
     assert [(r["variant"], r["seed"], r["iterations"]) for r in figures["runs"]] == [
         ("morphological", 1, 2), ("adversarial", 1, 2), ("morphological", 2, 2), ("adversarial", 2, 2),
@@ -100,19 +99,29 @@ def test_run_and_go_on(run, spec, trained, drawn_folder):
     # what is finished is not done again; what is added is; a lost evaluation does not cost a training
     trained.clear()
     spec["seeds"].append(3)
-    (folder / "runs" / "adversarial" / "1" / "scores.json").unlink()
+    (folder / "runs" / "adversarial_1.json").unlink()
     run("--max-images", "2", "--coarse", coarse)
-    assert [path.parts[-2:] for path in trained] == [("morphological", "3"), ("adversarial", "3")]
+    assert [seed for _, seed in trained] == [3, 3]
     again = json.loads((folder / "small.json").read_text())
     assert len(again["runs"]) == 6 and again["runs"][:2] == figures["runs"][:2]
 
 
-def test_a_folder_of_another_setting(run, spec, capsys):
+def test_another_setting_is_another_training(run, spec, trained):
     spec["seeds"], spec["inference"] = [1], {"": {"num_iters": 1}}
     run("--max-images", "1")
-    spec["overrides"] = {"SOLVER.BASE_LR": 0.5}
-    with pytest.raises(SystemExit, match="another setting"):
-        run("--max-images", "1")
+    trained.clear()
+    spec["overrides"]["SOLVER.BASE_LR"] = 0.5
+    run("--max-images", "1")
+    assert len(trained) == 2
+
+
+def test_ablations_share_trainings(run, spec, trained):
+    spec["seeds"], spec["inference"] = [1], {"": {"num_iters": 1}}
+    run("--max-images", "1")
+    trained.clear()
+    spec["axes"] = {"depth": {"usual": {}, "2 passes": {"MODEL.PHOENIX.CASCADE.MAX_DEPTH": 2}}}
+    run("--max-images", "1", name="depth")
+    assert len(trained) == 1
 
 
 def test_equal_time(run, spec, monkeypatch):
@@ -120,7 +129,8 @@ def test_equal_time(run, spec, monkeypatch):
     del spec["max_iter"], spec["axes"]
     spec["seconds"], spec["seeds"], spec["inference"] = 0.5, [1], {"": {"num_iters": 1}}
     folder = run("--max-images", "1")
-    cost = json.loads((folder / "runs" / "run" / "probe.json").read_text())["made"]["seconds_per_iteration"]
+    (probe,) = folder.parent.glob("trainings/*/probe.json")
+    cost = json.loads(probe.read_text())["made"]["seconds_per_iteration"]
     (only,) = json.loads((folder / "small.json").read_text())["runs"]
     assert only["iterations"] == max(round(0.5 / cost), 1)
 
