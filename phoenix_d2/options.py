@@ -68,6 +68,11 @@ class RefineOptions:
                 f"gate_min_iou {self.gate_min_iou} and gate_min_overlap {self.gate_min_overlap} must be from 0 to 1."
             )
 
+    @property
+    def uses_calibrated_gate(self) -> bool:
+        """Whether a calibrated gate decides, where there is one."""
+        return self.gate in ("auto", "calibrated")
+
     def masks_at_once(self, device_type: str) -> int:
         """`chunk_size`, or where it is None, 2 on a "cpu", to which more are only more memory, and 32 elsewhere."""
         return self.chunk_size or (2 if device_type == "cpu" else 32)

@@ -12,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phoenix_d2.gate import MaskSource
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.checkpoint import save_refiner
 from phoenix_d2.sam.feature_cache import cache_embeddings
@@ -116,6 +117,7 @@ class PhoenixRefiner:
         boxes: Array | None = None,
         *,
         point_labels: Array | None = None,
+        source: MaskSource | None = None,
         keep_logits: bool = False,
         **options: Any,
     ) -> RefinementResult:
@@ -127,6 +129,8 @@ class PhoenixRefiner:
             points: (N, K, 2) float (x, y) in pixels, visual cues that replace the derived points (paper A.2).
             boxes: (N, 4) XYXY in pixels, exclusive maxima, that replace the derived boxes.
             point_labels: (N, K), 1 on the object, 0 off it, -1 for no point; all 1 when None.
+            source: what other images have shown of where the masks come from; the gate is the less cautious the more
+                it knows.
             keep_logits: give back `low_res_logits` too, which take more memory than all else.
             options: fields of `RefineOptions` to change for this call, such as `num_iters`.
 
@@ -143,13 +147,21 @@ class PhoenixRefiner:
             points=None if points is None else _as_tensor(points),
             point_labels=None if point_labels is None else _as_tensor(point_labels),
             boxes=None if boxes is None else _as_tensor(boxes),
+            source=source,
             options=replace(self.options, **options),
             keep_logits=keep_logits,
         )
         return _to_numpy(result) if isinstance(masks, np.ndarray) else result
 
     def refine_labels(
-        self, image: Array, labels: Array, *, background: int | None = None, void: int | None = 255, **options: Any
+        self,
+        image: Array,
+        labels: Array,
+        *,
+        background: int | None = None,
+        void: int | None = 255,
+        source: MaskSource | None = None,
+        **options: Any,
     ) -> LabelRefinement:
         """Refine the semantic label map of one image, part by part (see `phoenix_d2.semantic`).
 
@@ -158,6 +170,7 @@ class PhoenixRefiner:
             labels: (H, W) integer.
             background: a label that is no class: it gets what classes give up. None where every label is a class.
             void: the label of pixels that are nobody's and stay so; None where there are none.
+            source: as in `refine`.
             options: fields of `RefineOptions` to change for this call.
 
         Returns:
@@ -173,6 +186,7 @@ class PhoenixRefiner:
             _as_tensor(labels),
             background=background,
             void=void,
+            source=source,
             options=replace(self.options, **options),
         )
         return _to_numpy(result) if isinstance(labels, np.ndarray) else result

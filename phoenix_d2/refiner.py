@@ -6,18 +6,19 @@ come here. Shape letters as in `structures`; S is the side of the model input.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from phoenix_d2.gate import EVIDENCE, RefinementGate, edge_strength, measure_evidence, within_thresholds
+from phoenix_d2.cascade import CascadeResult, run_cascade
+from phoenix_d2.gate import EVIDENCE, MaskSource, RefinementGate, edge_strength, measure_evidence, within_thresholds
 from phoenix_d2.ops.chunks import for_chunks
 from phoenix_d2.ops.frames import Frame
-from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
+from phoenix_d2.ops.masks import masks_to_boxes
 from phoenix_d2.ops.windows import Tile, outline, tiles_along, zoom_window
 from phoenix_d2.options import RefineOptions
 from phoenix_d2.prompting import CoarseMaskPrompter
@@ -33,25 +34,6 @@ __all__ = ["MaskRefiner", "RefineOptions"]
 
 # a mask of fewer low-resolution pixels says too little to be prompted with
 _MIN_LOW_RES_AREA = 16
-
-
-@dataclass(frozen=True)
-class _Passes:
-    """What T passes made of n masks.
-
-    Attributes:
-        logits: (n, s, s) float, of the last pass.
-        ious: (n, T) float, predicted IoU of each pass.
-        changes: (n, T) float, IoU of each pass' mask with the one before.
-        coarse_iou: (n,) float, predicted IoU of the coarse masks; NaN from a decoder that makes no such prediction.
-        unanimity: (n,) float, of the last pass' candidates, see `gate.EVIDENCE`.
-    """
-
-    logits: Tensor
-    ious: Tensor
-    changes: Tensor
-    coarse_iou: Tensor
-    unanimity: Tensor
 
 
 class MaskRefiner(nn.Module):
@@ -184,12 +166,14 @@ class MaskRefiner(nn.Module):
         points: Tensor | None = None,
         point_labels: Tensor | None = None,
         boxes: Tensor | None = None,
+        source: MaskSource | None = None,
         options: RefineOptions | None = None,
         keep_logits: bool = False,
     ) -> RefinementResult:
         """Refine the masks of one image.
 
-        A mask's result depends on the image and that mask alone, never on the other masks.
+        What a mask becomes depends on the image and that mask alone, never on the other masks; whether the gate then
+        accepts it depends on them too, since they come from the same source.
 
         Args:
             image: (3, H, W) RGB in 0 to 255, uint8 or float.
@@ -198,6 +182,7 @@ class MaskRefiner(nn.Module):
                 the masks in every pass.
             point_labels: (N, K), 1 on the object, 0 off it, -1 for no point; all 1 when None.
             boxes: (N, 4) XYXY in image pixels, exclusive maxima, that replace the derived boxes.
+            source: what other images have shown of the source of these masks.
             options: those of the refiner when None.
             keep_logits: give back `low_res_logits` too, which take more memory than all else.
 
@@ -208,178 +193,60 @@ class MaskRefiner(nn.Module):
                 decoded at a time from then on.
         """
         options = options or self.options
-        _check_inputs(image, coarse_masks)
+        self._check_inputs(image, coarse_masks, options)
         cues = UserCues.checked(points, point_labels, boxes, num_masks=len(coarse_masks)).to(self.device)
-        if options.gate == "calibrated" and self.gate is None:
-            raise ValueError(
-                "The gate 'calibrated' was asked, but this refiner has none: calibrate one (tools/calibrate_gate.py), "
-                "or choose 'auto', 'fixed' or 'off'."
-            )
         image, coarse_masks = image.to(self.device), coarse_masks.to(self.device)
-        n, size = len(coarse_masks), self.low_res_size if keep_logits else 0
-        logits = torch.zeros(n, size, size, device=self.device)
-        iou_trace = torch.zeros(n, options.num_iters, device=self.device)
-        change_trace = torch.ones_like(iou_trace)
-        coarse_iou = torch.full((n,), torch.nan, device=self.device)
-        evidence = torch.full((n, len(EVIDENCE)), torch.nan, device=self.device)
-        masks = coarse_masks.clone()
-        status, frames = self._plan(coarse_masks, cues, options)
-        whole = [i for i, frame in frames.items() if _is_whole(frame)]
-        zoomed = [i for i, frame in frames.items() if not _is_whole(frame)]
-        shared = self._encode_windows(image, [frames[whole[0]]]) if whole else None
+        status, frames = self.plan(coarse_masks, options, cues)
+        masks, passes, evidence = self._refine_frames(image, coarse_masks, frames, cues, options, keep_logits)
 
-        def refine_rows(chunk: Sequence[int]) -> None:
-            chunk_frames = [frames[i] for i in chunk]
-            features = shared if shared and _is_whole(chunk_frames[0]) else self._encode_windows(image, chunk_frames)
-            rows = torch.tensor(chunk, device=self.device)
-            passes, evidence[rows] = self._refine_chunk(
-                features,
-                [coarse_masks[i] for i in chunk],
-                chunk_frames,
-                cues.in_frames(rows, chunk_frames),
-                options,
-            )
-            iou_trace[rows], change_trace[rows], coarse_iou[rows] = passes.ious, passes.changes, passes.coarse_iou
-            if keep_logits:
-                logits[rows] = passes.logits
-            for i, frame, mask_logits in zip(chunk, chunk_frames, passes.logits, strict=True):
-                x0, y0, x1, y1 = frame.window
-                masks[i] = False
-                masks[i, y0:y1, x0:x1] = frame.logits_to_window(mask_logits[None])[0] > 0
-
-        for indices in (whole, zoomed):
-            for_chunks(refine_rows, indices, options.masks_at_once(self.device.type))
+        def keep(rows: Tensor, reason: RefinementStatus) -> None:
+            # one by one: all at once would be another copy of them
+            for i in rows.nonzero()[:, 0].tolist():
+                masks[i] = coarse_masks[i]
+            status[rows] = int(reason)
 
         vanished = (status == RefinementStatus.REFINED) & ~masks.flatten(1).any(1)
-        _restore(masks, coarse_masks, vanished)
-        status[vanished] = int(RefinementStatus.KEPT_VANISHED)
-        logits[vanished], iou_trace[vanished], change_trace[vanished] = 0.0, 0.0, 1.0
+        keep(vanished, RefinementStatus.KEPT_VANISHED)
+        passes.logits[vanished], passes.ious[vanished], passes.changes[vanished] = 0.0, 0.0, 1.0
+        evidence[vanished] = torch.nan
 
-        refined = status == RefinementStatus.REFINED
-        accepted, predicted_gain = self._judge(evidence, options)
-        rejected = refined & ~accepted
-        _restore(masks, coarse_masks, rejected)
-        status[rejected] = int(RefinementStatus.KEPT_REJECTED)
+        decoded = status == RefinementStatus.REFINED
+        source = (source or MaskSource()) + MaskSource.of(evidence)
+        accepted, predicted_gain = self._judge(evidence, source, options)
+        rejected = decoded & ~accepted
+        keep(rejected, RefinementStatus.KEPT_REJECTED)
         if options.window_scale:
-            kept = status.tolist()
-            for i, frame in frames.items():
-                if kept[i] != RefinementStatus.KEPT_VANISHED:
-                    masks[i] = self._refine_outline(image, masks[i], coarse_masks[i], frame, options)
-                    # of a mask that was rejected as a whole, windows may still have been accepted
-                    if kept[i] == RefinementStatus.KEPT_REJECTED and not masks[i].equal(coarse_masks[i]):
-                        status[i] = int(RefinementStatus.REFINED)
+            for i in decoded.nonzero()[:, 0].tolist():
+                masks[i] = self._refine_outline(image, masks[i], coarse_masks[i], frames[i], source, options)
+                # of a mask that was rejected as a whole, windows may still have been accepted
+                if rejected[i] and not masks[i].equal(coarse_masks[i]):
+                    status[i] = int(RefinementStatus.REFINED)
         return RefinementResult(
             masks=masks,
-            iou_predictions=iou_trace[:, -1].clone(),
-            coarse_iou_predictions=coarse_iou,
-            low_res_logits=logits,
-            status=status,
-            iou_trace=iou_trace,
-            change_trace=change_trace,
-            evidence=evidence,
-            predicted_gain=predicted_gain.masked_fill(~refined, torch.nan),
-        )
-
-    def _refine_chunk(
-        self,
-        features: tuple[Tensor, Tensor],
-        masks: Sequence[Tensor],
-        frames: Sequence[Frame],
-        cues: UserCues,
-        options: RefineOptions,
-    ) -> tuple[_Passes, Tensor]:
-        """Refine n (H, W) bool masks, each in its frame.
-
-        Args:
-            features: embeddings and edges of the frames' windows, see `_encode_windows`; one for all, or one each.
-            masks: (H, W) bool each.
-            frames: one a mask.
-            cues: in model-input coordinates.
-            options: as in `refine`.
-
-        Returns:
-            What the passes made of the masks, and the (n, F) evidence on it.
-        """
-        embeddings, edges = features
-        soft_masks = torch.cat([frame.masks_to_low_res(mask[None]) for mask, frame in zip(masks, frames, strict=True)])
-        valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
-        passes = self._cascade(embeddings, soft_masks, valid, cues, options)
-        evidence = measure_evidence(
-            soft_masks >= 0.5,
-            passes.logits,
-            edges,
-            valid=valid,
-            iou_predictions=passes.ious[:, -1],
+            iou_predictions=passes.ious[:, -1].clone(),
             coarse_iou_predictions=passes.coarse_iou,
+            low_res_logits=passes.logits,
+            status=status,
+            iou_trace=passes.ious,
             change_trace=passes.changes,
-            unanimity=passes.unanimity,
+            evidence=evidence,
+            predicted_gain=predicted_gain.masked_fill(~decoded, torch.nan),
         )
-        return passes, evidence
 
-    def _refine_outline(
-        self, image: Tensor, mask: Tensor, coarse_mask: Tensor, frame: Frame, options: RefineOptions
-    ) -> Tensor:
-        """Refine an (H, W) bool mask once more, on windows along its outline that are blended into it."""
-        side = round(options.window_scale * self.input_size)
-        if max(frame.window_size) <= side:
-            return mask
-        # what the pass over the whole mask lost of the coarse one is looked at again
-        edge = outline(torch.stack([mask, coarse_mask])).any(0)
-        scale = (self.low_res_size / side) ** 2
-        tiles = [
-            tile
-            for tile in tiles_along(edge, frame.window, side)
-            if mask[tile.slices].count_nonzero() * scale >= _MIN_LOW_RES_AREA
-        ]
-        blended = mask.float()
-
-        def refine_tiles(chunk: Sequence[Tile]) -> None:
-            frames = [replace(frame, window=tile.window) for tile in chunk]
-            features = self._encode_windows(image, frames)
-            passes, evidence = self._refine_chunk(features, [mask] * len(chunk), frames, UserCues(), options)
-            accepted, _ = self._judge(evidence, options)
-            # a window that the decoder empties may show a part of the object that it takes for none
-            accepted = accepted & (passes.logits > 0).flatten(1).any(1)
-            for tile, window, logits, is_accepted in zip(chunk, frames, passes.logits, accepted.tolist(), strict=True):
-                if is_accepted:
-                    tile.blend(blended, mask, window.logits_to_window(logits[None])[0].sigmoid())
-
-        for_chunks(refine_tiles, tiles, options.masks_at_once(self.device.type))
-        return blended > 0.5
-
-    def _judge(self, evidence: Tensor, options: RefineOptions) -> tuple[Tensor, Tensor]:
-        """Which refined masks the gate accepts, (N,) bool, and the gains that it predicts, (N,) float."""
-        unknown = torch.full_like(evidence[:, 0], torch.nan)
-        if options.gate == "fixed":
-            thresholds = {"min_iou": options.gate_min_iou, "min_overlap": options.gate_min_overlap}
-            return within_thresholds(evidence, **thresholds), unknown
-        if options.gate == "off" or self.gate is None:
-            return torch.ones_like(unknown, dtype=torch.bool), unknown
-        predicted_gain = self.gate.predict_gain(evidence)
-        return self.gate.accepts(predicted_gain), predicted_gain
-
-    def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
-        """Windows of an image as (n, C, h, w) embeddings and (n, s, s) edge strengths."""
-        windows = torch.stack([self.preprocess(image, frame) for frame in frames])
-        if self.cached_encoder is None:
-            embeddings = self.encode_image(windows)
-        else:
-            embeddings, _ = self.cached_encoder.encode([frame.image_to_input(image) for frame in frames])
-        return embeddings, edge_strength(F.avg_pool2d(windows, self.stride))
-
-    def plan(self, masks: Tensor, options: RefineOptions | None = None) -> tuple[Tensor, dict[int, Frame]]:
+    def plan(
+        self, masks: Tensor, options: RefineOptions | None = None, cues: UserCues | None = None
+    ) -> tuple[Tensor, dict[int, Frame]]:
         """What `refine` does with the (N, H, W) bool masks of an image.
 
         Args:
             masks: (N, H, W) bool.
             options: those of the refiner when None.
+            cues: for the masks, which windows hold too; None where there are none.
 
         Returns:
             (N,) long, values of `RefinementStatus`, and by index the frames of those that are to be refined.
         """
-        return self._plan(masks, UserCues(), options or self.options)
-
-    def _plan(self, masks: Tensor, cues: UserCues, options: RefineOptions) -> tuple[Tensor, dict[int, Frame]]:
+        options, cues = options or self.options, cues or UserCues()
         whole = self.frame((masks.shape[1], masks.shape[2]))
         boxes = masks_to_boxes(masks)
         # one by one: summing bool masks at once would first spread each pixel over eight bytes
@@ -400,71 +267,163 @@ class MaskRefiner(nn.Module):
                 frames[i] = replace(whole, window=window) if zoom else whole
         return status, frames
 
-    def _cascade(
-        self, image_embeddings: Tensor, soft_masks: Tensor, valid: Tensor, cues: UserCues, options: RefineOptions
-    ) -> _Passes:
-        """Refine (n, s, s) soft masks pass by pass, all in the low-resolution frame.
+    def _refine_frames(
+        self,
+        image: Tensor,
+        coarse_masks: Tensor,
+        frames: Mapping[int, Frame],
+        cues: UserCues,
+        options: RefineOptions,
+        keep_logits: bool,
+    ) -> tuple[Tensor, CascadeResult, Tensor]:
+        """Refine those of N masks that have a frame, a chunk at a time.
 
-        A mask that vanishes stays what it was in the pass before; the logits of one that the first pass erased are 0.
-        Such masks, and those that no longer change, leave: another pass would give the same answer to the same prompts.
+        Returns:
+            (N, H, W) bool masks, what the passes made of them (without logits unless they are kept), and the (N, F)
+            evidence on it. Masks without a frame are the coarse ones.
         """
-        n, soft_masks = len(soft_masks), soft_masks.clone()
-        logits, unanimity = torch.zeros_like(soft_masks), torch.ones_like(soft_masks[:, 0, 0])
-        coarse_iou = torch.full_like(unanimity, torch.nan)
-        ious, changes = soft_masks.new_zeros(n, options.num_iters), soft_masks.new_ones(n, options.num_iters)
-        going = torch.arange(n, device=soft_masks.device)
-        for t in range(options.num_iters):
-            embeddings = image_embeddings if len(image_embeddings) == 1 else image_embeddings[going]
-            given, inside, own_cues = soft_masks[going], valid[going], cues[going]
-            prompts = self.prompter(given, stride=self.stride, image_embeddings=embeddings, valid=inside)
+        n, side = len(coarse_masks), self.low_res_size if keep_logits else 0
+        passes = CascadeResult.of_no_pass(n, options.num_iters, side, self.device)
+        evidence = torch.full((n, len(EVIDENCE)), torch.nan, device=self.device)
+        masks = coarse_masks.clone()
+        whole = [i for i, frame in frames.items() if frame.is_whole]
+        zoomed = [i for i, frame in frames.items() if not frame.is_whole]
+        shared = self._encode_windows(image, [frames[whole[0]]]) if whole else None
+
+        def refine_rows(chunk: Sequence[int]) -> None:
+            chunk_frames = [frames[i] for i in chunk]
+            features = shared if shared and chunk_frames[0].is_whole else self._encode_windows(image, chunk_frames)
+            rows = torch.tensor(chunk, device=self.device)
+            own_cues = cues.in_frames(rows, chunk_frames)
+            own_masks = [coarse_masks[i] for i in chunk]
+            own, evidence[rows] = self._refine_chunk(features, own_masks, chunk_frames, own_cues, options)
+            passes.ious[rows], passes.changes[rows], passes.coarse_iou[rows] = own.ious, own.changes, own.coarse_iou
+            if keep_logits:
+                passes.logits[rows] = own.logits
+            for i, frame, mask_logits in zip(chunk, chunk_frames, own.logits, strict=True):
+                x0, y0, x1, y1 = frame.window
+                masks[i] = False
+                masks[i, y0:y1, x0:x1] = frame.logits_to_window(mask_logits[None])[0] > 0
+
+        for indices in (whole, zoomed):
+            for_chunks(refine_rows, indices, options.masks_at_once(self.device.type))
+        return masks, passes, evidence
+
+    def _refine_chunk(
+        self,
+        features: tuple[Tensor, Tensor],
+        masks: Sequence[Tensor],
+        frames: Sequence[Frame],
+        cues: UserCues,
+        options: RefineOptions,
+    ) -> tuple[CascadeResult, Tensor]:
+        """Refine n (H, W) bool masks, each in its frame.
+
+        Args:
+            features: embeddings and edges of the frames' windows, see `_encode_windows`; one for all, or one each.
+            masks: (H, W) bool each.
+            frames: one a mask.
+            cues: in model-input coordinates.
+            options: as in `refine`.
+
+        Returns:
+            What the passes made of the masks, and the (n, F) evidence on it.
+        """
+        embeddings, edges = features
+        soft_masks = torch.cat([frame.masks_to_low_res(mask[None]) for mask, frame in zip(masks, frames, strict=True)])
+        valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
+
+        def predict(given: Tensor, rows: Tensor) -> MaskPrediction:
+            own, own_cues = embeddings if len(embeddings) == 1 else embeddings[rows], cues[rows]
+            prompts = self.prompter(given, stride=self.stride, image_embeddings=own, valid=valid[rows])
             prompts = self.prompter.with_user_prompts(
                 prompts, points=own_cues.points, point_labels=own_cues.point_labels, boxes=own_cues.boxes
             )
-            candidates = self.decode(embeddings, prompts).float()
-            if t == 0 and candidates.prompt_iou_predictions is not None:
-                coarse_iou = candidates.prompt_iou_predictions
-            chosen = candidates.mean() if options.candidate == "mean" else candidates.multimask().best()
-            new_logits = chosen.low_res_logits[:, 0]
-            new_masks = (new_logits > 0) & inside
-            alive = new_masks.flatten(1).any(1)
-            change = torch.where(alive, mask_iou(new_masks, given >= 0.5), 1.0)
-            # what a pass says holds for all later ones, unless they say otherwise
-            changes[going, t:] = change[:, None]
-            ious[going, t:] = torch.where(alive, chosen.iou_predictions[:, 0], ious[going, t])[:, None]
-            unanimity[going] = torch.where(alive, _unanimity(candidates, inside), unanimity[going])
-            logits[going] = torch.where(alive[:, None, None], new_logits, logits[going])
-            soft_masks[going] = torch.where(alive[:, None, None], new_masks.to(given.dtype), given)
-            # the first pass is given shares of pixels, the second one whole pixels: an equal mask is another prompt
-            going = going[alive & (change < options.stop_overlap if t else True)]
-            if not len(going):
-                break
-        return _Passes(logits, ious, changes, coarse_iou, unanimity)
+            return self.decode(own, prompts)
 
-
-def _unanimity(candidates: MaskPrediction, valid: Tensor) -> Tensor:
-    """(n,) what all candidates share over what any of them covers; 1 where none covers anything."""
-    # the extremes of the logits: many times faster than to reduce masks
-    return mask_iou(candidates.low_res_logits.amin(1) > 0, candidates.low_res_logits.amax(1) > 0, valid)
-
-
-def _is_whole(frame: Frame) -> bool:
-    height, width = frame.image_size
-    return frame.window == (0, 0, width, height)
-
-
-def _restore(masks: Tensor, coarse_masks: Tensor, rows: Tensor) -> None:
-    """Copy the masks of (N,) bool `rows` back, one by one: all at once would be another copy of them."""
-    for i in rows.nonzero()[:, 0].tolist():
-        masks[i] = coarse_masks[i]
-
-
-def _check_inputs(image: Tensor, masks: Tensor) -> None:
-    if image.ndim != 3 or image.shape[0] != 3:
-        raise ValueError(f"Expected an RGB image of shape (3, H, W), got {tuple(image.shape)}.")
-    if masks.dtype != torch.bool:
-        raise ValueError(f"Masks must be bool, got {masks.dtype}: threshold them first, e.g. masks > 0.5.")
-    if masks.ndim != 3 or masks.shape[1:] != image.shape[1:]:
-        raise ValueError(
-            f"Expected masks of shape (N, {image.shape[1]}, {image.shape[2]}), the size of the image, "
-            f"got {tuple(masks.shape)}: resize the masks or pass the image that they belong to."
+        passes = run_cascade(predict, soft_masks, valid, options)
+        evidence = measure_evidence(
+            soft_masks >= 0.5,
+            passes.logits,
+            edges,
+            valid=valid,
+            iou_predictions=passes.ious[:, -1],
+            coarse_iou_predictions=passes.coarse_iou,
+            change_trace=passes.changes,
+            unanimity=passes.unanimity,
         )
+        return passes, evidence
+
+    def _refine_outline(
+        self,
+        image: Tensor,
+        mask: Tensor,
+        coarse_mask: Tensor,
+        frame: Frame,
+        source: MaskSource,
+        options: RefineOptions,
+    ) -> Tensor:
+        """Refine an (H, W) bool mask once more, on windows along its outline that are blended into it."""
+        side = round(options.window_scale * self.input_size)
+        if max(frame.window_size) <= side:
+            return mask
+        # what the pass over the whole mask lost of the coarse one is looked at again
+        edge = outline(torch.stack([mask, coarse_mask])).any(0)
+        scale = (self.low_res_size / side) ** 2
+        tiles = [
+            tile
+            for tile in tiles_along(edge, frame.window, side)
+            if mask[tile.slices].count_nonzero() * scale >= _MIN_LOW_RES_AREA
+        ]
+        blended = mask.float()
+
+        def refine_tiles(chunk: Sequence[Tile]) -> None:
+            frames = [replace(frame, window=tile.window) for tile in chunk]
+            features = self._encode_windows(image, frames)
+            passes, evidence = self._refine_chunk(features, [mask] * len(chunk), frames, UserCues(), options)
+            accepted, _ = self._judge(evidence, source, options)
+            # a window that the decoder empties may show a part of the object that it takes for none
+            accepted = accepted & (passes.logits > 0).flatten(1).any(1)
+            for tile, window, logits, is_accepted in zip(chunk, frames, passes.logits, accepted.tolist(), strict=True):
+                if is_accepted:
+                    tile.blend(blended, mask, window.logits_to_window(logits[None])[0].sigmoid())
+
+        for_chunks(refine_tiles, tiles, options.masks_at_once(self.device.type))
+        return blended > 0.5
+
+    def _judge(self, evidence: Tensor, source: MaskSource, options: RefineOptions) -> tuple[Tensor, Tensor]:
+        """Which refined masks of a source the gate accepts, (N,) bool, and the gains that it predicts, (N,) float."""
+        unknown = torch.full_like(evidence[:, 0], torch.nan)
+        if options.gate == "fixed":
+            thresholds = {"min_iou": options.gate_min_iou, "min_overlap": options.gate_min_overlap}
+            return within_thresholds(evidence, **thresholds), unknown
+        if not options.uses_calibrated_gate or self.gate is None:
+            return torch.ones_like(unknown, dtype=torch.bool), unknown
+        predicted_gain = self.gate.predict_gain(evidence, source)
+        return self.gate.accepts(predicted_gain, source), predicted_gain
+
+    def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
+        """Windows of an image as (n, C, h, w) embeddings and (n, s, s) edge strengths."""
+        windows = torch.stack([self.preprocess(image, frame) for frame in frames])
+        if self.cached_encoder is None:
+            embeddings = self.encode_image(windows)
+        else:
+            embeddings, _ = self.cached_encoder.encode([frame.image_to_input(image) for frame in frames])
+        valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
+        return embeddings, edge_strength(F.avg_pool2d(windows, self.stride), valid)
+
+    def _check_inputs(self, image: Tensor, masks: Tensor, options: RefineOptions) -> None:
+        if image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"Expected an RGB image of shape (3, H, W), got {tuple(image.shape)}.")
+        if masks.dtype != torch.bool:
+            raise ValueError(f"Masks must be bool, got {masks.dtype}: threshold them first, e.g. masks > 0.5.")
+        if masks.ndim != 3 or masks.shape[1:] != image.shape[1:]:
+            raise ValueError(
+                f"Expected masks of shape (N, {image.shape[1]}, {image.shape[2]}), the size of the image, "
+                f"got {tuple(masks.shape)}: resize the masks or pass the image that they belong to."
+            )
+        if options.gate == "calibrated" and self.gate is None:
+            raise ValueError(
+                "The gate 'calibrated' was asked, but this refiner has none: calibrate one (tools/calibrate_gate.py), "
+                "or choose 'auto', 'fixed' or 'off'."
+            )

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from phoenix_d2.gate import MaskSource
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import RefinementResult, RefinementStatus
@@ -69,6 +70,7 @@ def refine_labels(
     *,
     background: int | None = None,
     void: int | None = 255,
+    source: MaskSource | None = None,
     options: RefineOptions | None = None,
 ) -> LabelRefinement:
     """Refine the label map of one image; the image is encoded once, but for parts that are zoomed.
@@ -80,13 +82,14 @@ def refine_labels(
         background: a label that is no class and is not refined: it gets what the classes give up, and gives what they
             gain. None where every label is a class.
         void: the label of pixels that are nobody's and stay so; None where there are none.
+        source: what other images have shown of the source of these labels.
         options: those of the refiner when None.
 
     Raises:
         ValueError: image and labels differ in size.
     """
     parts = split_labels(labels, ignored=[label for label in (background, void) if label is not None])
-    result = refiner.refine(image, parts.masks, options=options, keep_logits=True)
+    result = refiner.refine(image, parts.masks, source=source, options=options, keep_logits=True)
     frames = refiner.plan(parts.masks, options)[1]
     merged = merge_labels(labels, parts, result, frames, background=background, void=void)
     return LabelRefinement(merged, parts.labels, result.status.to(labels.device))

@@ -11,7 +11,17 @@ import pytest
 import torch
 from torch import Tensor
 
-from phoenix_d2.gate import EVIDENCE, RefinementGate, edge_strength, fit_gate, measure_evidence, within_thresholds
+from phoenix_d2.gate import (
+    ENOUGH_MASKS,
+    EVIDENCE,
+    MaskSource,
+    RefinementGate,
+    SourceMemory,
+    edge_strength,
+    fit_gate,
+    measure_evidence,
+    within_thresholds,
+)
 
 SIDE = 16
 
@@ -84,7 +94,7 @@ def test_padding_is_no_evidence() -> None:
 
 def test_edges_speak_for_the_mask_whose_outline_follows_them() -> None:
     target = square(4, 4, 12, 12)
-    edges = edge_strength(target[:, None].expand(-1, 3, -1, -1).float())
+    edges = edge_strength(target[:, None].expand(-1, 3, -1, -1).float(), torch.ones_like(target))
     assert (edges[:, 0] == 0).all() and (edges[target & ~square(6, 6, 10, 10)] > 0.5).all()
     off = square(7, 7, 9, 9)
     assert measured(off, torch.where(target, 9.0, -9.0), edges)["log_edge_ratio"] > 1
@@ -97,7 +107,7 @@ def test_where_the_padding_begins_is_no_edge() -> None:
     valid = torch.ones(1, SIDE, SIDE, dtype=torch.bool)
     valid[:, 10:] = False
     found = measured(
-        square(4, 2, 12, 6), torch.where(square(4, 2, 12, 10), 9.0, -9.0), edge_strength(image), valid=valid
+        square(4, 2, 12, 6), torch.where(square(4, 2, 12, 10), 9.0, -9.0), edge_strength(image, valid), valid=valid
     )
     assert found["log_edge_ratio"] == 0
 
@@ -112,38 +122,101 @@ def test_fixed_thresholds() -> None:
     assert accepted.tolist() == [True, False, False, False, True]
 
 
+def gate_of_two(**changes: Any) -> RefinementGate:
+    """A gate that goes by overlap and area, own ones and the source's."""
+    zeros = (0.0,) * 4
+    arguments: dict[str, Any] = {
+        "evidence": ("overlap", "log_area"),
+        "mean": (0.5, 4.0),
+        "std": (0.25, 2.0),
+        "bias": 0.1,
+        "linear": (1.0, -2.0, 0.5, 0.0),
+        "quadratic": ((3.0, 4.0, 0.0, 0.0), (0.0, 5.0, 0.0, 7.0), zeros, zeros),
+    }
+    return RefinementGate(**arguments | changes)
+
+
 def test_a_gate_predicts_what_it_says() -> None:
-    gate = RefinementGate(("overlap", "log_area"), (0.5, 4.0), (0.25, 2.0), 0.1, (1.0, -2.0), ((3.0, 4.0), (0.0, 5.0)))
     # z is (1, -1) for the first, and missing evidence counts as average
     evidence = evidence_of(overlap=[0.75, math.nan, 0.5], log_area=[2.0, 4.0, 1e9])
-    far = 0.1 - 2 * 3 + 5 * 9
-    assert gate.predict_gain(evidence).tolist() == pytest.approx([0.1 + 1 + 2 + 3 - 4 + 5, 0.1, far])
+    own = [0.1 + 1 + 2 + 3 - 4 + 5, 0.1, 0.1 - 2 * 3 + 5 * 9]
+    assert gate_of_two().predict_gain(evidence, MaskSource()).tolist() == pytest.approx(own)
+    # of the source, z is (2, 0.5), and half of that counts
+    source = MaskSource.of(evidence_of(overlap=[1.0] * 10, log_area=[5.0] * 10))
+    with_source = [own[0] + 0.5 - 7 * 0.25, own[1] + 0.5, own[2] + 0.5 + 7 * 3 * 0.25]
+    assert gate_of_two(prior_masks=10).predict_gain(evidence, source).tolist() == pytest.approx(with_source)
 
 
-def test_the_margin_decides() -> None:
-    gate = RefinementGate(("overlap",), (0.5,), (0.25,), 0.0, (1.0,), ((0.0,),), margin=0.5)
-    gain = gate.predict_gain(evidence_of(overlap=[0.5, 0.6, 0.625, 0.7]))
-    assert gate.accepts(gain).tolist() == [False, False, True, True]
+def test_the_margin_shrinks_as_the_source_becomes_known() -> None:
+    gate, gain = gate_of_two(margin=0.5, prior_masks=3), torch.tensor([0.1, 0.2, 0.5])
+    accepted = {n: gate.accepts(gain, MaskSource(n)).tolist() for n in (0, 2, 12)}
+    assert accepted == {0: [False, False, True], 2: [False, False, True], 12: [True, True, True]}
+    assert gate.accepts(torch.tensor([0.29, 0.31]), MaskSource(2)).tolist() == [False, True]
+
+
+def test_sources_add_up_to_that_of_all_their_masks() -> None:
+    evidence = random_evidence(7)
+    evidence[:3, 0] = torch.nan
+    evidence[4] = torch.nan
+    evidence[:, 5] = torch.nan
+    parts, whole = [MaskSource.of(part) for part in evidence.split([3, 0, 4])], MaskSource.of(evidence)
+    total = parts[0] + parts[1] + parts[2]
+    assert total.num_masks == whole.num_masks == 6, "a mask without evidence was not refined"
+    assert total.mean_evidence[1:] == pytest.approx(whole.mean_evidence[1:], nan_ok=True)
+    assert total.mean_evidence[0] == pytest.approx(evidence[[3, 5, 6], 0].mean().item())
+    assert math.isnan(total.mean_evidence[5])
+    of_array = MaskSource.of(evidence.numpy())
+    assert of_array.mean_evidence == pytest.approx(whole.mean_evidence, nan_ok=True)
+
+
+def test_a_memory_stays_as_it_is_once_it_is_full() -> None:
+    memory = SourceMemory()
+    for _ in range(4):
+        memory.add(random_evidence(ENOUGH_MASKS // 3))
+    assert memory.is_full and memory.source.num_masks == 4 * (ENOUGH_MASKS // 3)
+    before = memory.source
+    memory.add(random_evidence(5))
+    assert memory.source is before
+
+
+def fit(evidence: Tensor, gains: Tensor, **options: Any) -> RefinementGate:
+    return fit_gate([(evidence, gains, MaskSource())], **options)
 
 
 def test_a_fitted_gate_grows_with_what_gains_and_rejects_what_loses() -> None:
     evidence = random_evidence(400)
     gains = evidence[:, EVIDENCE.index("refined_iou")] - evidence[:, EVIDENCE.index("coarse_iou")]
-    gate = fit_gate(evidence, gains, ridge=1e-4)
+    gate = fit(evidence, gains, ridge=1e-4)
     ascending = random_evidence(1).expand(9, -1).clone()
     ascending[:, EVIDENCE.index("refined_iou")] = torch.linspace(0, 1, 9)
-    assert (gate.predict_gain(ascending).diff() > 0).all()
-    predicted = gate.predict_gain(evidence)
+    assert (gate.predict_gain(ascending, MaskSource()).diff() > 0).all()
+    predicted = gate.predict_gain(evidence, MaskSource())
     torch.testing.assert_close(predicted, gains, atol=0.02, rtol=0)
     clear = gains.abs() > 0.03
-    assert gate.accepts(predicted)[clear].equal((gains > 0)[clear])
+    assert gate.accepts(predicted, MaskSource())[clear].equal((gains > 0)[clear])
 
 
 def test_products_of_evidence_are_fitted_too() -> None:
     evidence = random_evidence(500)
     first, second = (evidence[:, EVIDENCE.index(name)] - 0.5 for name in ("overlap", "agreement"))
-    gate = fit_gate(evidence, first * second + first.square(), ridge=1e-6)
-    torch.testing.assert_close(gate.predict_gain(evidence), first * second + first.square(), atol=1e-3, rtol=0)
+    gate = fit(evidence, first * second + first.square(), ridge=1e-6)
+    predicted = gate.predict_gain(evidence, MaskSource())
+    torch.testing.assert_close(predicted, first * second + first.square(), atol=1e-3, rtol=0)
+
+
+def test_the_company_of_a_mask_tells_what_it_does_not() -> None:
+    """The same evidence on a mask, in sources where such masks gain and where they lose."""
+    common = random_evidence(300)
+    poor, good = common[:150].clone(), common[150:].clone()
+    poor[:, EVIDENCE.index("overlap")] -= 0.2
+    groups = [
+        (poor, torch.full((150,), 0.05), MaskSource.of(poor)),
+        (good, torch.full((150,), -0.05), MaskSource.of(good)),
+    ]
+    gate = fit_gate(groups)
+    for masks, gains, source in groups:
+        assert (gate.predict_gain(common, source).sign() == gains[0].sign()).float().mean() > 0.95, "whatever the mask"
+        assert (gate.predict_gain(masks, MaskSource()).sign() == gains.sign()).float().mean() < 0.9
 
 
 def test_a_fit_leaves_out_what_is_unknown_or_always_the_same() -> None:
@@ -151,19 +224,19 @@ def test_a_fit_leaves_out_what_is_unknown_or_always_the_same() -> None:
     evidence[:, EVIDENCE.index("agreement")] = torch.nan
     evidence[:, EVIDENCE.index("coarse_iou")] = 0.5
     evidence[::2, EVIDENCE.index("overlap")] = torch.nan
-    gate = fit_gate(evidence, evidence[:, 0])
+    gate = fit(evidence, evidence[:, 0])
     assert set(EVIDENCE) - set(gate.evidence) == {"agreement", "coarse_iou"}
-    assert gate.predict_gain(evidence).isfinite().all()
+    assert gate.predict_gain(evidence, MaskSource.of(evidence)).isfinite().all()
 
 
 @pytest.mark.parametrize("n", [0, 1])
 def test_too_few_masks_to_fit_are_refused(n: int) -> None:
     with pytest.raises(ValueError, match=f"evidence on {n} masks does not vary"):
-        fit_gate(random_evidence(n), torch.zeros(n))
+        fit(random_evidence(n), torch.zeros(n))
 
 
 def test_a_gate_survives_json() -> None:
-    gate = replace(fit_gate(random_evidence(60), torch.linspace(-1, 1, 60)), margin=0.02)
+    gate = replace(fit(random_evidence(60), torch.linspace(-1, 1, 60)), margin=0.02)
     assert RefinementGate.from_metadata(json.loads(json.dumps(gate.to_metadata()))) == gate
 
 
@@ -171,18 +244,18 @@ def test_a_gate_survives_json() -> None:
     ("change", "message"),
     [
         ({"evidence": ["overlap", "colour"]}, r"Unknown evidence \['colour'\]"),
-        ({"mean": [0.5]}, "2 kinds of evidence has that many"),
-        ({"quadratic": [[0.0, 0.0], [0.0]]}, "2 kinds of evidence has that many"),
+        ({"mean": [0.5]}, "2 kinds of evidence has as many"),
+        ({"quadratic": [[0.0, 0.0], [0.0]]}, "2 kinds of evidence has as many"),
         ({"std": [0.0, 1.0]}, "must be positive"),
+        ({"prior_masks": 0.0}, "must be positive"),
         ({"bias": math.nan}, "must be finite"),
-        ({"linear": ["much", 1.0]}, "must be finite"),
+        ({"linear": ["much", 1.0, 0.0, 0.0]}, "must be finite"),
         ({"linear": 1.0}, "must be lists"),
         ({"slope": 1.0}, r"Expected a gate of .*Calibrate it again"),
     ],
 )
 def test_what_is_no_gate_is_refused(change: dict[str, Any], message: str) -> None:
-    gate = RefinementGate(("overlap", "log_area"), (0.5, 4.0), (0.25, 2.0), 0.1, (1.0, -2.0), ((3.0, 4.0), (0.0, 5.0)))
-    metadata = json.loads(json.dumps(gate.to_metadata()))
+    metadata = json.loads(json.dumps(gate_of_two().to_metadata()))
     with pytest.raises(ValueError, match=message):
         RefinementGate.from_metadata(metadata | change)
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import argparse
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, get_args
 
 from phoenix_d2.arguments import errors_in_words, positive_int, strength
 
@@ -91,7 +91,7 @@ def run(args: argparse.Namespace) -> None:
     # heavy imports stay out of the way of --help
     from tqdm import tqdm
 
-    from phoenix_d2.offline.calibrate import calibrate, gate_figures, predict_gains
+    from phoenix_d2.offline.calibrate import Known, calibrate, gate_figures, predict
     from phoenix_d2.offline.calibration_sets import MeasurementCache, measure
     from phoenix_d2.predictor import PhoenixRefiner
 
@@ -112,13 +112,18 @@ def run(args: argparse.Namespace) -> None:
         )
     calibration = calibrate(known, margin=args.margin)
     gate = calibration.gate
-    predicted = {
-        **calibration.predicted_gains,
-        **{name: predict_gains(gate, masks) for name, masks in held_out.items()},
+    predictions = {
+        **calibration.predictions,
+        **{name: {level: predict(gate, masks, level) for level in get_args(Known)} for name, masks in held_out.items()},
     }
     measured = {**known, **held_out}
-    figures = {name: gate_figures(masks, predicted[name], gate.margin) for name, masks in measured.items()}
-    write_report(args.output, gate, figures, {name: (masks, predicted[name]) for name, masks in measured.items()})
+    figures = {name: gate_figures(masks, predictions[name], gate.margin) for name, masks in measured.items()}
+    write_report(
+        args.output,
+        gate,
+        figures,
+        {name: (masks, predictions[name]["source"].gains) for name, masks in measured.items()},
+    )
     refiner.refiner.gate = gate
     refiner.save(args.output)
     print(f"Wrote {args.output}, with the report beside it.")

@@ -11,6 +11,7 @@ from pathlib import Path
 from phoenix_d2.arguments import (
     add_refiner_arguments,
     add_run_arguments,
+    add_shard_argument,
     check_output,
     errors_in_words,
     load_refiner,
@@ -26,6 +27,8 @@ examples:
         --gate off --num-workers 4
   go on after a run was killed:
     the same command with --resume
+  on two machines that share a file system:
+    the same command with --shard 1/2 on one and --shard 2/2 on the other; once both have ended, with --resume
 
 Three files are written, all or none: OUTPUT, and beside it its verdicts (.verdicts.jsonl, a line an annotation in the
 file's order: refined, unchanged, rejected by the gate, vanished, small, empty, unreadable or crowd, the IoU with the
@@ -56,6 +59,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     add_refiner_arguments(parser)
     add_run_arguments(parser)
+    add_shard_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -76,8 +80,11 @@ def run(args: argparse.Namespace) -> None:
     for path in (args.output, verdict_file(args.output), report_file(args.output)):
         check_output(path, [args.input])
     job = plan_cleaning(args.input, image_folder=args.images)
-    journal = Journal(args.output)
+    journal = Journal(args.output, shard=args.shard)
     outcomes = run_job(job, journal, partial(load_refiner, args), run_options(args, update_boxes=True))
+    if args.shard != (1, 1):
+        print(job.progress(outcomes))
+        return
     summary = write_cleaned(job, outcomes, args.output, tolerance=args.tolerance)
     journal.remove()
     print(f"{summary}\nwritten to {args.output}, {verdict_file(args.output).name} and {report_file(args.output).name}")

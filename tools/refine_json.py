@@ -10,11 +10,11 @@ from pathlib import Path
 from phoenix_d2.arguments import (
     add_refiner_arguments,
     add_run_arguments,
+    add_shard_argument,
     check_output,
     errors_in_words,
     load_refiner,
     run_options,
-    shard,
 )
 
 DETAILS = """\
@@ -60,10 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--update-boxes", action="store_true", help="let boxes and areas follow the masks")
     add_refiner_arguments(parser)
     add_run_arguments(parser)
-    parser.add_argument(
-        "--shard", type=shard, default=(1, 1), metavar="K/N",
-        help="refine the K-th of N parts, on one of several machines, and write no output yet",
-    )  # fmt: skip
+    add_shard_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -88,10 +85,7 @@ def run(args: argparse.Namespace) -> None:
     options = run_options(args, update_boxes=args.update_boxes)
     outcomes = run_job(job, journal, partial(load_refiner, args), options)
     if args.shard != (1, 1):
-        print(
-            f"{len(outcomes)} of {len(job.tasks)} images are finished. Once all shards are, the same command with "
-            f"--resume in place of --shard writes {args.output}."
-        )
+        print(job.progress(outcomes))
         return
     write_json_atomically(args.output, job.finished(outcomes))
     journal.remove()

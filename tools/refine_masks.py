@@ -7,7 +7,14 @@ import argparse
 from functools import partial
 from pathlib import Path
 
-from phoenix_d2.arguments import add_refiner_arguments, add_run_arguments, errors_in_words, load_refiner, run_options
+from phoenix_d2.arguments import (
+    add_refiner_arguments,
+    add_run_arguments,
+    check_new_folder,
+    errors_in_words,
+    load_refiner,
+    run_options,
+)
 
 DETAILS = """\
 examples:
@@ -57,8 +64,7 @@ def run(args: argparse.Namespace) -> None:
     from phoenix_d2.offline.mask_job import plan_mask_job, write_mask_folder
     from phoenix_d2.offline.run import run_job
 
-    if args.output.exists() and not (args.output.is_dir() and not any(args.output.iterdir())):
-        raise ValueError(f"--output {args.output} exists: name a new folder, or remove it.")
+    check_new_folder(args.output)
     pairs = pair_masks(args.images, args.masks, suffix=args.suffix)
     job = plan_mask_job(pairs)
     journal = Journal(args.output)

@@ -4,9 +4,17 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
-from phoenix_d2.arguments import add_refiner_arguments, errors_in_words
+from phoenix_d2.arguments import (
+    add_refiner_arguments,
+    add_run_arguments,
+    check_new_folder,
+    errors_in_words,
+    load_refiner,
+    run_options,
+)
 
 DETAILS = """\
 examples:
@@ -37,9 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="a label that is no class: it is not refined, and gets what classes give up (VOC: 0; default: none)",
     )  # fmt: skip
     parser.add_argument("--void", type=int, default=255, metavar="LABEL", help="not refined, stays (default: 255)")
-    parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
-    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
     add_refiner_arguments(parser)
+    add_run_arguments(parser)
     return parser.parse_args(argv)
 
 
@@ -53,26 +60,16 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check everything, refine image by image, name the folder."""
     # heavy imports stay out of the way of --help
-    import torch
-    from tqdm import tqdm
+    from phoenix_d2.offline.journal import Journal
+    from phoenix_d2.offline.label_maps import name_folder, plan_label_maps, refine_label_maps, summary
 
-    from phoenix_d2.arguments import load_refiner
-    from phoenix_d2.offline.label_maps import begin, finish, plan_label_maps, refine_label_maps, summary
-    from phoenix_d2.predictor import PhoenixRefiner
-
+    check_new_folder(args.output)
     tasks = plan_label_maps(args.input, image_folder=args.images, void=args.void)
-    refiner = load_refiner(args, args.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if not isinstance(refiner, PhoenixRefiner):
-        raise ValueError(
-            f"--refiner {args.refiner} has no logits, by which classes settle what both claim: use phoenix or "
-            "samrefiner."
-        )
-    folder = begin(args.output, refiner, tasks, background=args.background, resume=args.resume)
-    remaining = [task for task in tasks if not (folder / f"{task.name}.png").exists()]
-    outcomes = refine_label_maps(refiner, remaining, folder, background=args.background)
-    text = summary(list(tqdm(outcomes, total=len(remaining), unit="image", disable=None)))
-    finish(folder, args.output)
-    print(f"{text}\nwritten to {args.output}")
+    journal = Journal(args.output)
+    options = run_options(args)
+    outcomes = refine_label_maps(tasks, journal, partial(load_refiner, args), options, background=args.background)
+    name_folder(journal, args.output)
+    print(f"{summary(outcomes)}\nwritten to {args.output}")
 
 
 if __name__ == "__main__":

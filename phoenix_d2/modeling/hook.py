@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
+from phoenix_d2.gate import SourceMemory
 from phoenix_d2.modeling.refine_outputs import OUTPUTS, refine_output
 from phoenix_d2.refiner import MaskRefiner
 
@@ -40,6 +41,8 @@ class RefinerHook:
     Test-time augmentation calls `model.inference(...)`, which no hook sees: there, attach to the
     `GeneralizedRCNNWithTTA` itself (`RefinedDetectorWithTTA` does). What it merged from all views is refined once.
 
+    The gate comes to know the model's masks from image to image (see `memory`), and grows less cautious on the way.
+
     Args:
         refiner: in evaluation mode.
         model: takes and returns a list of dicts, as Detectron2's models do.
@@ -48,6 +51,9 @@ class RefinerHook:
         rescore: multiply `scores` by the predicted IoU of the refined masks.
         image_format: order of channels in inputs["image"], "RGB" or "BGR" (the model's `cfg.INPUT.FORMAT`);
             what the model says in `model.input_format` when None.
+
+    Attributes:
+        memory: of the model's masks; assign one that was filled before to decide on all images alike.
 
     Raises:
         ValueError: the format is unknown, the model bypasses hooks, or already has a refiner.
@@ -70,6 +76,7 @@ class RefinerHook:
         self.outputs = tuple(outputs)
         self.update_boxes = update_boxes
         self.rescore = rescore
+        self.memory = SourceMemory()
         detector = _unwrapped(model.get_submodule("model")) if _is_augmenting(model) else model
         self.image_format = _check_format(image_format or getattr(detector, "input_format", None), model)
         self._handle = (
@@ -95,6 +102,7 @@ class RefinerHook:
             outputs=self.outputs,
             update_boxes=self.update_boxes,
             rescore=self.rescore,
+            memory=self.memory,
         )
 
     def detach(self) -> None:

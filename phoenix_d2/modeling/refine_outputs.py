@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
+from phoenix_d2.gate import SourceMemory
 from phoenix_d2.ops.masks import masks_to_boxes
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.semantic import merge_labels, split_labels
@@ -29,6 +30,7 @@ def refine_output(
     outputs: Collection[str] = OUTPUTS,
     update_boxes: bool = False,
     rescore: bool = False,
+    memory: SourceMemory | None = None,
 ) -> dict[str, Any]:
     """Refine all that a Detectron2 model says of one image, on one encoding of it.
 
@@ -48,6 +50,7 @@ def refine_output(
         outputs: the fields to refine where the model has them, of `OUTPUTS`.
         update_boxes: see `refine_instances`.
         rescore: see `refine_instances`.
+        memory: of the masks of this model; it comes to know these too.
 
     Returns:
         The same keys in the same order, each value of its former type and on its former device. Nothing in `output` is
@@ -69,7 +72,7 @@ def refine_output(
     image = image_in_output_frame(image.to(refiner.device), size, image_format)
     masks = torch.cat([field.masks.to(refiner.device) for field in fields.values()])
     # label maps are merged by them
-    result = _refine(refiner, image, masks, keep_logits=fields.keys() != {"instances"})
+    result = _refine(refiner, image, masks, memory, keep_logits=fields.keys() != {"instances"})
     refined, start = {}, 0
     for name, field in fields.items():
         end = start + len(field.masks)
@@ -79,7 +82,13 @@ def refine_output(
 
 
 def refine_instances(
-    refiner: MaskRefiner, image: Tensor, instances: Instances, *, update_boxes: bool = False, rescore: bool = False
+    refiner: MaskRefiner,
+    image: Tensor,
+    instances: Instances,
+    *,
+    update_boxes: bool = False,
+    rescore: bool = False,
+    memory: SourceMemory | None = None,
 ) -> Instances:
     """Refine the masks of one image's detections.
 
@@ -91,6 +100,7 @@ def refine_instances(
         update_boxes: let `pred_boxes` follow the masks; the box of an empty mask stays.
         rescore: multiply `scores` by the predicted IoU of the refined masks, or of the coarse ones that the
             gate kept; a score stays where the decoder predicts none.
+        memory: of the masks of this model; it comes to know these too.
 
     Returns:
         New instances with the same fields in the same order, each of its former type and on its former device.
@@ -101,7 +111,7 @@ def refine_instances(
     if not _has_masks(instances):
         return instances
     field = _InstancesField(instances)
-    result = _refine(refiner, image, field.masks, keep_logits=False)
+    result = _refine(refiner, image, field.masks, memory, keep_logits=False)
     return field.refined(refiner, result, update_boxes=update_boxes, rescore=rescore)
 
 
@@ -127,10 +137,15 @@ def image_in_output_frame(image: Tensor, output_size: tuple[int, int], image_for
     return resized[0]
 
 
-def _refine(refiner: MaskRefiner, image: Tensor, masks: Tensor, *, keep_logits: bool) -> RefinementResult:
+def _refine(
+    refiner: MaskRefiner, image: Tensor, masks: Tensor, memory: SourceMemory | None, *, keep_logits: bool
+) -> RefinementResult:
+    memory = memory or SourceMemory()
     # a detector that is called under autocast would impose its precision on the refiner
     with torch.autocast(refiner.device.type, enabled=False):
-        return refiner.refine(image, masks, keep_logits=keep_logits)
+        result = refiner.refine(image, masks, source=memory.source, keep_logits=keep_logits)
+    memory.add(result.evidence)
+    return result
 
 
 class _Field(ABC):

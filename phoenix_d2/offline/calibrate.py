@@ -1,5 +1,8 @@
 """Calibrate a gate: refine labelled masks, see what each gains, fit the gate, and say what it would have decided.
 
+A gate meets masks of sources that it knows well or hardly at all (see `gate.MaskSource`): it is fitted, and judged,
+with each set as the source that it is, with each image for itself, and with each mask for itself.
+
 The quality of a mask is the mean of its IoU and its Boundary IoU (band of 2 % of the image diagonal) with the target,
 in the image frame: the first is what large mistakes cost, the second what blurred outlines cost.
 """
@@ -9,10 +12,10 @@ from __future__ import annotations
 import itertools
 import math
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 import torch
@@ -21,20 +24,22 @@ from numpy.typing import NDArray
 
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation
-from phoenix_d2.gate import RefinementGate, fit_gate
+from phoenix_d2.gate import MaskSource, RefinementGate, fit_gate
 from phoenix_d2.offline.job import ImageTask
 from phoenix_d2.ops.boundary import boundary_iou
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementStatus
 
 Floats: TypeAlias = NDArray[np.floating[Any]]
+Known: TypeAlias = Literal["source", "image", "mask"]
+"""What of a mask's source is known: its masks in all images, those in the same image, or the mask alone."""
 
 _NUM_FOLDS = 5
 _RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
 # gains beyond this count as this in the fit: that a mask gains matters more than how much, and few gain or lose a lot
 _MAX_GAIN = 0.1
 # a gate that is wrong by more than the last is not mended by a margin, which would only reject what gains
-_MARGINS = tuple(round(0.0025 * step, 4) for step in range(33))
+_MARGINS = tuple(round(0.0025 * step, 4) for step in range(49))
 # what a set may lose of IoU or Boundary IoU; one without any mistake to mend loses something at every margin
 _TOLERATED_LOSS = 0.001
 
@@ -102,72 +107,97 @@ def judge_image(refiner: PhoenixRefiner, task: ImageTask, targets: Mapping[Any, 
 
 
 @dataclass(frozen=True)
+class Predictions:
+    """What a gate says of N masks.
+
+    Attributes:
+        gains: (N,) float, predicted; NaN for masks that were not refined.
+        unfamiliarity: (N,) float, share of the gate's margin that a gain must reach.
+    """
+
+    gains: Floats
+    unfamiliarity: Floats
+
+    def accepted(self, margin: float) -> NDArray[np.bool_]:
+        """(N,) bool, the masks that a gate of this margin accepts."""
+        accepted: NDArray[np.bool_] = self.gains >= margin * self.unfamiliarity
+        return accepted
+
+
+def predict(gate: RefinementGate, masks: JudgedMasks, known: Known) -> Predictions:
+    """What a gate says of the masks of a set, where so much is known of their source."""
+    gains, unfamiliarity = np.full(len(masks), np.nan), np.ones(len(masks))
+    for rows in _groups(masks, known):
+        evidence = torch.from_numpy(masks.evidence[rows])
+        source = MaskSource.of(evidence)
+        gains[rows] = gate.predict_gain(evidence, source)
+        unfamiliarity[rows] = 1 - gate.familiarity(source)
+    return Predictions(gains, unfamiliarity)
+
+
+@dataclass(frozen=True)
 class Calibration:
-    """A gate, and the gains that it was seen to predict.
+    """A gate, and what it was seen to predict.
 
     Attributes:
         gate: fitted to all masks of all sets.
-        predicted_gains: by set, (N,) float: for each mask what a gate predicts that was fitted without its image; NaN
-            for masks that were not refined.
+        predictions: by set and by what was known of the source, for each mask of a gate that was fitted without its
+            image.
     """
 
     gate: RefinementGate
-    predicted_gains: Mapping[str, Floats]
+    predictions: Mapping[str, Mapping[Known, Predictions]]
 
 
 def calibrate(sets: Mapping[str, JudgedMasks], *, margin: float | None = None) -> Calibration:
     """Fit a gate, its penalty and margin chosen by cross-validation over images.
 
     Of all choices, the one that gains most on average over the sets while, by the predictions for images left out, no
-    set loses more than a tenth of a point of IoU or Boundary IoU; failing that, the one whose worst set loses least.
+    set loses more than a tenth of a point of IoU or Boundary IoU, however much is known of its masks' source; failing
+    that, the one whose worst set loses least.
 
     Args:
-        sets: by name; an image id means the same image in all of them.
-        margin: of the gate; chosen from 0 to 8 points when None.
+        sets: by name, each of one source; an image id means the same image in all of them.
+        margin: of the gate; chosen from 0 to 12 points when None.
 
     Raises:
         ValueError: there are fewer than two images with refined masks.
     """
-    masks = JudgedMasks.concatenate(list(sets.values()))
-    ends = np.cumsum([len(part) for part in sets.values()])[:-1]
-    predicted = {
-        ridge: dict(zip(sets, np.split(_predict_held_out(masks, ridge), ends), strict=True)) for ridge in _RIDGES
-    }
+    predictions = {ridge: _predict_held_out(sets, ridge) for ridge in _RIDGES}
 
     def worth(ridge: float, margin: float) -> tuple[float, float]:
-        changes = [_gated_change(part, predicted[ridge][name] >= margin) for name, part in sets.items()]
+        changes = [
+            _gated_change(sets[name], prediction.accepted(margin))
+            for name, by_known in predictions[ridge].items()
+            for prediction in by_known.values()
+        ]
         return min(float(np.min(changes)), -_TOLERATED_LOSS), float(np.mean(changes))
 
     choices = itertools.product(_RIDGES, _MARGINS if margin is None else (margin,))
     ridge, margin = max(choices, key=lambda choice: worth(*choice))
-    return Calibration(replace(_fit(masks, ridge), margin=margin), predicted[ridge])
+    return Calibration(replace(_fit(sets.values(), ridge), margin=margin), predictions[ridge])
 
 
-def predict_gains(gate: RefinementGate, masks: JudgedMasks) -> Floats:
-    """(N,) gains that a gate predicts; NaN for masks that were not refined."""
-    predicted = gate.predict_gain(torch.from_numpy(masks.evidence)).numpy()
-    return np.where(masks.refined, predicted, np.nan)
-
-
-def gate_figures(masks: JudgedMasks, predicted_gains: Floats, margin: float) -> dict[str, float]:
+def gate_figures(masks: JudgedMasks, predictions: Mapping[Known, Predictions], margin: float) -> dict[str, float]:
     """What a gate makes of a set; percent but for the number of masks.
 
     Args:
         masks: of the set.
-        predicted_gains: (N,) float, NaN for masks that were not refined.
-        margin: least predicted gain of an accepted mask.
+        predictions: by what is known of the source.
+        margin: of the gate.
 
     Returns:
-        Mean IoU and Boundary IoU (bIoU) of the coarse masks, the refined, the gated, and of an oracle that accepts what
-        gains; the share of masks accepted; of all gains in quality the share kept, of all losses the share avoided
-        (NaN where there are none).
+        Mean IoU and Boundary IoU (bIoU) of the coarse masks, the refined, the gated (knowing the source, or each image
+        alone), and of an oracle that accepts what gains; the share of masks accepted; of all gains in quality the
+        share kept, of all losses the share avoided (NaN where there are none), both knowing the source.
     """
-    accepted = masks.refined & (predicted_gains >= margin)
+    accepted = predictions["source"].accepted(margin)
     gains = masks.gains
     choices = {
         "coarse": np.zeros_like(accepted),
         "refined": np.ones_like(accepted),
         "gated": accepted,
+        "gated by image": predictions["image"].accepted(margin),
         "oracle": gains > 0,
     }
     figures: dict[str, float] = {"masks": len(masks)}
@@ -215,25 +245,44 @@ def _overlaps(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[float
     return (np.count_nonzero(mask & target) / union if union else 1.0), boundary_iou(mask, target)
 
 
-def _fit(masks: JudgedMasks, ridge: float) -> RefinementGate:
-    decided = masks[masks.refined]
-    return fit_gate(torch.from_numpy(decided.evidence), torch.from_numpy(_target(decided)), ridge=ridge)
+def _groups(masks: JudgedMasks, known: Known) -> list[NDArray[np.intp]]:
+    """Places of the refined masks that are taken for a source together."""
+    refined = masks.refined.nonzero()[0]
+    if known == "source":
+        return [refined]
+    names = masks.image_ids[refined] if known == "image" else refined
+    return [refined[names == name] for name in np.unique(names)]
 
 
-def _target(masks: JudgedMasks) -> Floats:
-    return masks.gains.clip(-_MAX_GAIN, _MAX_GAIN)
+def _fit(sets: Iterable[JudgedMasks], ridge: float) -> RefinementGate:
+    groups = [
+        (torch.from_numpy(masks.evidence[rows]), torch.from_numpy(masks.gains[rows].clip(-_MAX_GAIN, _MAX_GAIN)))
+        for masks in sets
+        for known in get_args(Known)
+        for rows in _groups(masks, known)
+    ]
+    return fit_gate([(evidence, gains, MaskSource.of(evidence)) for evidence, gains in groups], ridge=ridge)
 
 
-def _predict_held_out(masks: JudgedMasks, ridge: float) -> Floats:
-    """(N,) gains predicted of each mask by a gate that was fitted without its image."""
-    images = sorted(set(masks.image_ids[masks.refined].tolist()), key=lambda image: zlib.crc32(image.encode()))
-    if len(images) < 2:
-        raise ValueError(f"Masks of {len(images)} image(s) were refined: a gate is calibrated on two at least.")
-    predicted = np.full(len(masks), np.nan)
+def _predict_held_out(sets: Mapping[str, JudgedMasks], ridge: float) -> dict[str, dict[Known, Predictions]]:
+    """What gates say of each mask that were fitted without its image, nor know its source by such images."""
+    ids = {image for masks in sets.values() for image in masks.image_ids[masks.refined].tolist()}
+    if len(ids) < 2:
+        raise ValueError(f"Masks of {len(ids)} image(s) were refined: a gate is calibrated on two at least.")
+    images = sorted(ids, key=lambda image: zlib.crc32(image.encode()))
+    predictions: dict[str, dict[Known, Predictions]] = {
+        name: {known: Predictions(np.full(len(masks), np.nan), np.ones(len(masks))) for known in get_args(Known)}
+        for name, masks in sets.items()
+    }
     for fold in range(min(_NUM_FOLDS, len(images))):
-        held_out = np.isin(masks.image_ids, images[fold::_NUM_FOLDS])
-        predicted[held_out] = predict_gains(_fit(masks[~held_out], ridge), masks[held_out])
-    return predicted
+        held_out = {name: np.isin(masks.image_ids, images[fold::_NUM_FOLDS]) for name, masks in sets.items()}
+        gate = _fit([masks[~held_out[name]] for name, masks in sets.items()], ridge)
+        for name, by_known in predictions.items():
+            for known, prediction in by_known.items():
+                part = predict(gate, sets[name][held_out[name]], known)
+                prediction.gains[held_out[name]] = part.gains
+                prediction.unfamiliarity[held_out[name]] = part.unfamiliarity
+    return predictions
 
 
 def _gated_change(masks: JudgedMasks, accepted: NDArray[np.bool_]) -> Floats:

@@ -24,6 +24,7 @@ from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import refiner_fingerprint
 from phoenix_d2.offline.perturb import perturb_tasks
 from phoenix_d2.offline.refine import refine_image
+from phoenix_d2.offline.survey import read_scene, survey
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.predictor import PhoenixRefiner
 
@@ -261,8 +262,9 @@ def _refine(
 ) -> tuple[list[Record], Score]:
     job = plan_job(coarse_file, image_folder=entry.folder / "images", annotation_file=entry.folder / "instances.json")
     outcomes = {}
+    source = survey(refiner, job.tasks, read_scene)
     for task in job.tasks:
-        outcome = outcomes[task.image_id] = refine_image(refiner, task)
+        outcome = outcomes[task.image_id] = refine_image(refiner, task, source=source)
         if outcome.error is not None:
             raise ValueError(outcome.error)
         progress(len(outcome.changes))

@@ -19,9 +19,9 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 
 from phoenix_d2.data.images import read_image
+from phoenix_d2.data.mask_folders import write_mask
 from phoenix_d2.data.mask_json import Record, decode_segmentation, read_json, segmentation_area
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
 from phoenix_d2.offline.perturb import perturb_image_masks
@@ -95,7 +95,7 @@ def export_image(
     for i, record in enumerate(task.records):
         files = {key: f"{name}/{folder}/{record['id']}.png" for key, folder in _FOLDERS.items()}
         for key, file in files.items():
-            _write_mask(root / file, masks[key][i])
+            write_mask(root / file, masks[key][i])
         image_file = Path(os.path.relpath(task.path, root)).as_posix()
         height, width = task.size
         entries.append({"filename": image_file, **files, "height": height, "width": width, "iou": ious[i]})
@@ -135,8 +135,3 @@ def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
     contours, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     filled: Any = cv2.drawContours(np.zeros(mask.shape, np.uint8), contours, -1, 1, cv2.FILLED)
     return np.asarray(filled, bool)
-
-
-def _write_mask(path: Path, mask: NDArray[np.bool_]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(mask.astype(np.uint8) * 255).save(path)

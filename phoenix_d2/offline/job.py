@@ -52,6 +52,11 @@ class ImageTask:
     places: tuple[int, ...]
     records: tuple[Record, ...]
 
+    @property
+    def num_masks(self) -> int:
+        """Masks to refine."""
+        return len(self.records)
+
 
 @dataclass(frozen=True)
 class ImageOutcome:
@@ -105,6 +110,13 @@ class RefinementJob:
             for place, change in zip(task.places, outcomes[task.image_id].changes, strict=True):
                 records[place] = {**records[place], **(change or {})}
         return records if is_results(self.data) else {**self.data, "annotations": records}
+
+    def progress(self, outcomes: Mapping[Any, ImageOutcome]) -> str:
+        """A line for people, at the end of a shard."""
+        return (
+            f"{len(outcomes)} of {len(self.tasks)} images are finished. Once all shards are, the same command with "
+            "--resume in place of --shard writes the output."
+        )
 
     def summary(self, outcomes: Mapping[Any, ImageOutcome]) -> str:
         """A few lines for people: what was refined, what was kept and why, and the time it took."""

@@ -6,17 +6,20 @@ Everything that can be known to be wrong is found by `plan_label_maps`, before t
 from __future__ import annotations
 
 import hashlib
-import json
+import os
+import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import torch
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from phoenix_d2.data.images import read_image, read_image_size
+from phoenix_d2.data.images import find_images, read_image, read_image_size
 from phoenix_d2.data.label_maps import (
     LabelMap,
     group_records,
@@ -24,12 +27,19 @@ from phoenix_d2.data.label_maps import (
     read_label_map,
     write_label_map,
 )
-from phoenix_d2.data.mask_json import Record, read_json, write_json_atomically
-from phoenix_d2.offline.journal import refiner_fingerprint
+from phoenix_d2.data.mask_json import Record, read_json
+from phoenix_d2.gate import MaskSource
+from phoenix_d2.offline.job import ImageOutcome
+from phoenix_d2.offline.journal import Journal, refiner_fingerprint
+from phoenix_d2.offline.run import BuildRefiner, RunOptions, build_first, run_tasks
+from phoenix_d2.offline.survey import survey
 from phoenix_d2.predictor import PhoenixRefiner
+from phoenix_d2.semantic import split_labels
 from phoenix_d2.structures import RefinementStatus
 
 _MAX_LISTED = 5
+# in the folder of the journal
+_STAGING = "label_maps"
 
 
 @dataclass(frozen=True)
@@ -42,6 +52,7 @@ class LabelTask:
         source: path of a PNG, or the records of the image.
         void: label of pixels in no record.
         digest: of the label map, once it was checked.
+        num_masks: labels that it has, once it was checked.
     """
 
     name: str
@@ -49,6 +60,17 @@ class LabelTask:
     source: Path | tuple[Record, ...]
     void: int
     digest: str = ""
+    num_masks: int = 0
+
+    @property
+    def image_id(self) -> str:
+        """The name."""
+        return self.name
+
+    def checked(self) -> LabelTask:
+        """The same task with digest and number of masks; errors as `read`."""
+        labels = self.read()
+        return replace(self, digest=hashlib.sha256(labels.tobytes()).hexdigest(), num_masks=len(np.unique(labels)))
 
     def read(self) -> LabelMap:
         """The (H, W) label map.
@@ -67,21 +89,6 @@ class LabelTask:
                 f"{size[0]} x {size[1]}: resize the label map to its image (nearest neighbour)."
             )
         return labels
-
-
-@dataclass(frozen=True)
-class LabelOutcome:
-    """What became of a `LabelTask`.
-
-    Attributes:
-        statuses: names of `RefinementStatus`, one a part.
-        changed: share of the image's pixels whose label changed.
-        error: why the image could not be read, which leaves the labels as they were; None if it could.
-    """
-
-    statuses: tuple[str, ...]
-    changed: float
-    error: str | None = None
 
 
 def plan_label_maps(source: Path, *, image_folder: Path, void: int) -> list[LabelTask]:
@@ -105,84 +112,101 @@ def plan_label_maps(source: Path, *, image_folder: Path, void: int) -> list[Labe
     names = Counter(task.name for task in tasks)
     if repeated := [name for name, count in names.items() if count > 1]:
         raise ValueError(f"{source}: several label maps would be written to {repeated[0]}.png: rename the images.")
-    bar = tqdm(tasks, "checking label maps", unit="image", disable=None)
-    return [replace(task, digest=hashlib.sha256(task.read().tobytes()).hexdigest()) for task in bar]
-
-
-def begin(
-    output: Path, refiner: PhoenixRefiner, tasks: Sequence[LabelTask], *, background: int | None, resume: bool
-) -> Path:
-    """Make the folder that label maps are written to until all are, or check that it is a run's that can go on.
-
-    Args:
-        output: the folder that the run will make.
-        refiner: to refine with.
-        tasks: of the run.
-        background: see `phoenix_d2.semantic.refine_labels`.
-        resume: go on with what an earlier run finished.
-
-    Returns:
-        A folder beside `output`.
-
-    Raises:
-        OSError: the folder cannot be written.
-        ValueError: `output` exists, or the folder holds label maps and `resume` is off or they are of another run.
-    """
-    if output.exists():
-        raise ValueError(f"{output} exists: name a folder that does not.")
-    folder = output.with_name(output.name + ".partial")
-    label_maps = {task.name: task.digest for task in tasks}
-    settings = {"label maps": label_maps, "void": tasks[0].void, "background": background}
-    fingerprint = json.loads(json.dumps({**settings, **refiner_fingerprint(refiner)}))
-    if (folder / "job.json").exists():
-        before = read_json(folder / "job.json")
-        changed = [key for key in before | fingerprint if before.get(key) != fingerprint.get(key)]
-        if changed or not resume:
-            reason = f"is of a run with other {', '.join(changed)}" if changed else "is of an earlier run"
-            raise ValueError(
-                f"{folder} {reason}: go on with --resume and the same command, or remove it to start over."
-            )
-    write_json_atomically(folder / "job.json", fingerprint)
-    return folder
+    return [task.checked() for task in tqdm(tasks, "checking label maps", unit="image", disable=None)]
 
 
 def refine_label_maps(
-    refiner: PhoenixRefiner, tasks: Iterable[LabelTask], folder: Path, *, background: int | None
-) -> Iterator[LabelOutcome]:
-    """Refine label map after label map into a folder; each is there when its outcome comes.
+    tasks: Sequence[LabelTask],
+    journal: Journal,
+    build_refiner: BuildRefiner,
+    options: RunOptions,
+    *,
+    background: int | None,
+) -> list[ImageOutcome]:
+    """Refine the label maps that are not finished yet into the journal's folder, with a progress bar.
 
-    An image that cannot be read leaves its labels as they were.
+    Args:
+        tasks: of the run.
+        journal: of the output folder, see `name_folder`.
+        build_refiner: of a refiner that has logits.
+        options: processes, device and so on.
+        background: see `phoenix_d2.semantic.refine_labels`.
+
+    Returns:
+        What `refine_label_map` returns, of all tasks.
+
+    Raises:
+        OSError: the journal or the weights cannot be opened.
+        ValueError: there are fewer GPUs than workers, the refiner cannot be built or has no logits, or the journal is
+            of another run.
     """
-    for task in tasks:
-        labels = task.read()
-        try:
-            image = read_image(task.image)
-        except (OSError, ValueError) as error:
-            refined, outcome = labels, LabelOutcome((), 0.0, str(error))
-        else:
-            result = refiner.refine_labels(image, labels, background=background, void=task.void)
-            refined = np.asarray(result.labels)
-            statuses = tuple(RefinementStatus(status).name for status in result.part_status)
-            outcome = LabelOutcome(statuses, float((refined != labels).mean()))
-        write_label_map(
-            folder / f"{task.name}.png", refined, palette_of=task.source if isinstance(task.source, Path) else None
+    refiner = build_first(build_refiner, options)
+    if not isinstance(refiner, PhoenixRefiner):
+        raise ValueError(
+            f"The refiner {type(refiner).__name__} has no logits, by which classes settle what both claim: use phoenix "
+            "or samrefiner."
         )
-        yield outcome
+    digests = hashlib.sha256("".join(f"{task.name} {task.digest}\n" for task in tasks).encode()).hexdigest()
+    settings = {"label maps": digests, "void": tasks[0].void, "background": background}
+    journal.begin({**settings, **refiner_fingerprint(refiner)}, resume=options.resume)
+    finished = journal.outcomes()
+    remaining = [task for task in tasks if task.image_id not in finished]
+    source = survey(refiner, tasks, partial(_read_parts, background=background)) if remaining else MaskSource()
+    refine = partial(refine_label_map, folder=journal.folder / _STAGING, background=background, source=source)
+    outcomes = run_tasks(remaining, journal, refine, refiner, build_refiner, options)
+    return [outcomes[task.image_id] for task in tasks]
 
 
-def finish(folder: Path, output: Path) -> None:
-    """Give the folder of a run that is done its name."""
+def refine_label_map(
+    refiner: PhoenixRefiner, task: LabelTask, folder: Path, *, background: int | None, source: MaskSource
+) -> ImageOutcome:
+    """Refine a label map and write it into a folder. An image that cannot be read leaves its labels as they were.
+
+    Returns:
+        As one change the share of pixels whose label "changed"; as statuses one a part.
+
+    Raises:
+        OSError: a file cannot be opened.
+        ValueError: the label map is no longer what it was when it was planned.
+    """
+    start = time.perf_counter()
+    labels = task.read()
+    refined, statuses, problem = labels, [], None
+    try:
+        image = read_image(task.image)
+    except (OSError, ValueError) as error:
+        problem = str(error)
+    else:
+        result = refiner.refine_labels(image, labels, background=background, void=task.void, source=source)
+        refined, statuses = np.asarray(result.labels), result.part_status.tolist()
+    palette_of = task.source if isinstance(task.source, Path) else None
+    write_label_map(folder / f"{task.name}.png", refined, palette_of=palette_of)
+    changed = float((refined != labels).mean())
+    return ImageOutcome(task.name, [{"changed": changed}], statuses, problem, time.perf_counter() - start)
+
+
+def _read_parts(task: LabelTask, *, background: int | None) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """The image, and the masks of the parts that are refined."""
+    ignored = [label for label in (background, task.void) if label is not None]
+    parts = split_labels(torch.from_numpy(task.read().astype(np.int64)), ignored=ignored)
+    return read_image(task.image), parts.masks.numpy()
+
+
+def name_folder(journal: Journal, output: Path) -> None:
+    """Give the label maps of a run that is done the name of its output folder, which is empty if it is there."""
+    staging = journal.folder / _STAGING
     # what a kill left half written
-    for path in (folder / "job.json", *folder.rglob(".*.tmp")):
+    for path in staging.rglob(".*.tmp"):
         path.unlink()
-    folder.rename(output)
+    os.replace(staging, output)
+    journal.remove()
 
 
-def summary(outcomes: Sequence[LabelOutcome]) -> str:
+def summary(outcomes: Sequence[ImageOutcome]) -> str:
     """A few lines for people: what was refined, what was kept and why."""
-    statuses = Counter(status for outcome in outcomes for status in outcome.statuses)
+    statuses = Counter(RefinementStatus(status).name for outcome in outcomes for status in outcome.statuses)
     parts = ", ".join(f"{count} {status.lower()}" for status, count in statuses.most_common())
-    changed = 100 * sum(outcome.changed for outcome in outcomes) / max(len(outcomes), 1)
+    changed = 100 * np.mean([change["changed"] for outcome in outcomes for change in outcome.changes if change])
     lines = [
         f"{len(outcomes)} label maps of {sum(statuses.values())} parts ({parts or 'none'}), "
         f"{changed:.1f} % of pixels changed"
@@ -193,11 +217,9 @@ def summary(outcomes: Sequence[LabelOutcome]) -> str:
 
 def _tasks_of_folder(folder: Path, image_folder: Path, void: int) -> list[LabelTask]:
     label_files = sorted(folder.rglob("*.png"))
-    extensions = Image.registered_extensions()
     images: dict[str, list[Path]] = {}
-    for path in set(image_folder.rglob("*")) - set(label_files):
-        if path.suffix.lower() in extensions:
-            images.setdefault(_stem(path, image_folder), []).append(path)
+    for path in set(find_images(image_folder)) - set(label_files):
+        images.setdefault(_stem(path, image_folder), []).append(path)
     problems = [
         f"{path} has {len(found) or 'no'} images"
         for path in label_files

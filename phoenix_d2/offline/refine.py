@@ -1,9 +1,9 @@
-"""Refine the masks of images, one image after the other."""
+"""Refine the masks of an image."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -13,29 +13,22 @@ from phoenix_d2.baselines.base import Refiner
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask
 from phoenix_d2.data.visual_cues import cue_arrays, group_by_cues
+from phoenix_d2.gate import MaskSource
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
-from phoenix_d2.offline.journal import JournalFile
 from phoenix_d2.offline.report import without_nan
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementResult, RefinementStatus
 
 
-def refine_images(
-    refiner: Refiner, tasks: Iterable[ImageTask], journal: JournalFile, *, update_boxes: bool = False
-) -> Iterator[ImageOutcome]:
-    """Refine image after image; each outcome is in the journal when it comes."""
-    for task in tasks:
-        outcome = refine_image(refiner, task, update_boxes=update_boxes)
-        journal.append(outcome)
-        yield outcome
-
-
-def refine_image(refiner: Refiner, task: ImageTask, *, update_boxes: bool = False) -> ImageOutcome:
+def refine_image(
+    refiner: Refiner, task: ImageTask, *, source: MaskSource | None = None, update_boxes: bool = False
+) -> ImageOutcome:
     """Refine all masks of an image together, so that a network encodes it once (once for each kind of visual cues).
 
     Args:
         refiner: to refine with.
         task: the image and its records.
+        source: what the gate knows of where the masks come from, see `survey`.
         update_boxes: let "bbox" and "area" of a record follow its mask, where it has them.
 
     Returns:
@@ -53,7 +46,7 @@ def refine_image(refiner: Refiner, task: ImageTask, *, update_boxes: bool = Fals
     statuses, gains = [0] * num_records, [0.0] * num_records
     for rows in group_by_cues(task.records):
         records = [task.records[row] for row in rows]
-        result = _refine_alike(refiner, image, records)
+        result = _refine_alike(refiner, image, records, source)
         for i, row in enumerate(rows):
             statuses[row], gains[row] = int(result.status[i]), float(result.predicted_gain[i])
             if statuses[row] == RefinementStatus.REFINED:
@@ -62,11 +55,13 @@ def refine_image(refiner: Refiner, task: ImageTask, *, update_boxes: bool = Fals
     return ImageOutcome(task.image_id, changes, statuses, None, seconds, without_nan(gains))
 
 
-def _refine_alike(refiner: Refiner, image: NDArray[np.uint8], records: Sequence[Record]) -> RefinementResult:
-    """Refine the masks of records that have the same kinds of cues; refiners without prompts leave cues aside."""
+def _refine_alike(
+    refiner: Refiner, image: NDArray[np.uint8], records: Sequence[Record], source: MaskSource | None
+) -> RefinementResult:
+    """Refine the masks of records that have the same kinds of cues; other refiners know neither cues nor sources."""
     masks = np.stack([decode_segmentation(record["segmentation"], *image.shape[:2]) for record in records])
     if isinstance(refiner, PhoenixRefiner):
-        return refiner.refine(image, masks, **cue_arrays(records))
+        return refiner.refine(image, masks, source=source, **cue_arrays(records))
     return refiner.refine(image, masks)
 
 

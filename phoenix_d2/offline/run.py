@@ -8,20 +8,38 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch.multiprocessing.spawn import ProcessContext, spawn
 from tqdm import tqdm
 
 from phoenix_d2.baselines.base import CropRefiner
-from phoenix_d2.offline.job import ImageOutcome, ImageTask, RefinementJob, share
+from phoenix_d2.gate import MaskSource
+from phoenix_d2.offline.job import ImageOutcome, RefinementJob, share
 from phoenix_d2.offline.journal import Journal, fingerprint_of
-from phoenix_d2.offline.refine import refine_images
+from phoenix_d2.offline.refine import refine_image
+from phoenix_d2.offline.survey import read_scene, survey
 from phoenix_d2.predictor import PhoenixRefiner
 
 BuildRefiner: TypeAlias = Callable[[str], PhoenixRefiner | CropRefiner]
 """Builds a refiner on a device; with several workers it is pickled and called in each."""
+
+RefineTask: TypeAlias = Callable[[Any, Any], ImageOutcome]
+"""What a refiner makes of a task; with several workers it is pickled too."""
+
+
+class Task(Protocol):
+    """An image to work on."""
+
+    @property
+    def image_id(self) -> Any:
+        """By which its outcome is found."""
+
+    @property
+    def num_masks(self) -> int:
+        """How much work it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,32 +80,59 @@ def run_job(
         OSError: the journal or the weights cannot be opened.
         ValueError: there are fewer GPUs than workers, the refiner cannot be built, or the journal is of another run.
     """
-    _check_workers(options.num_workers)
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    refiner = build_refiner(_device_of(0, device, options))
+    refiner = build_first(build_refiner, options)
     journal.begin(fingerprint_of(refiner, job, update_boxes=options.update_boxes), resume=options.resume)
     finished = journal.outcomes()
     index, count = journal.shard
     tasks = [task for task in share(job.tasks, index - 1, count) if task.image_id not in finished]
+    source = survey(refiner, job.tasks, read_scene) if tasks else MaskSource()
+    refine = partial(refine_image, source=source, update_boxes=options.update_boxes)
+    return run_tasks(tasks, journal, refine, refiner, build_refiner, options)
+
+
+def build_first(build_refiner: BuildRefiner, options: RunOptions) -> PhoenixRefiner | CropRefiner:
+    """The refiner of this process; errors as `run_job`, but for the journal's."""
+    if torch.cuda.is_available() and options.num_workers > max(torch.cuda.device_count(), 1):
+        raise ValueError(
+            f"{options.num_workers} workers exceed the GPUs of this machine, {torch.cuda.device_count()}: ask for "
+            "fewer, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to work on the CPU."
+        )
+    return build_refiner(_device_of(0, options))
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    journal: Journal,
+    refine: RefineTask,
+    refiner: PhoenixRefiner | CropRefiner,
+    build_refiner: BuildRefiner,
+    options: RunOptions,
+) -> dict[Any, ImageOutcome]:
+    """Work on tasks of any kind, with a progress bar.
+
+    Args:
+        tasks: those that are not finished yet.
+        journal: begun; where outcomes go.
+        refine: called once a task.
+        refiner: of this process, see `build_first`.
+        build_refiner: of the refiners of other processes.
+        options: processes and device.
+
+    Returns:
+        All finished images by id.
+    """
     try:
         if min(options.num_workers, len(tasks)) > 1:
-            _share_work(refiner, tasks, journal, build_refiner, device, options)
+            _share_work(tasks, journal, refine, refiner, build_refiner, options)
         else:
             with _progress_bar(tasks) as progress, journal.file(journal.next_file()) as file:
-                for outcome in refine_images(refiner, tasks, file, update_boxes=options.update_boxes):
-                    progress.update(len(outcome.changes))
+                for task in tasks:
+                    file.append(refine(refiner, task))
+                    progress.update(task.num_masks)
     except BaseException:
         tqdm.write(f"Finished images are kept in {journal.folder}: go on with --resume.", file=sys.stderr)
         raise
     return journal.outcomes()
-
-
-def _check_workers(num_workers: int) -> None:
-    if torch.cuda.is_available() and num_workers > max(torch.cuda.device_count(), 1):
-        raise ValueError(
-            f"{num_workers} workers exceed the GPUs of this machine, {torch.cuda.device_count()}: ask for fewer, or "
-            "hide the GPUs (CUDA_VISIBLE_DEVICES=) to work on the CPU."
-        )
 
 
 class _TaskQueue:
@@ -97,11 +142,11 @@ class _TaskQueue:
         tasks: images to refine; handed to a process when it is started.
     """
 
-    def __init__(self, tasks: Sequence[ImageTask]) -> None:
-        self._tasks = sorted(tasks, key=lambda task: -len(task.records))
+    def __init__(self, tasks: Sequence[Task]) -> None:
+        self._tasks = sorted(tasks, key=lambda task: -task.num_masks)
         self._num_taken = multiprocessing.get_context("spawn").Value("q", 0)
 
-    def __iter__(self) -> Iterator[ImageTask]:
+    def __iter__(self) -> Iterator[Task]:
         while (place := self._take()) < len(self._tasks):
             yield self._tasks[place]
 
@@ -114,20 +159,20 @@ class _TaskQueue:
     @property
     def num_masks_taken(self) -> int:
         """Masks of the images that any process has taken."""
-        return sum(len(task.records) for task in self._tasks[: self._num_taken.value])
+        return sum(task.num_masks for task in self._tasks[: self._num_taken.value])
 
 
 def _share_work(
-    refiner: PhoenixRefiner | CropRefiner,
-    tasks: Sequence[ImageTask],
+    tasks: Sequence[Task],
     journal: Journal,
+    refine: RefineTask,
+    refiner: PhoenixRefiner | CropRefiner,
     build_refiner: BuildRefiner,
-    device: str,
     options: RunOptions,
 ) -> None:
     """Refine on this process and others, which set out later: each first imports and builds what is here already."""
     queue, first_file = _TaskQueue(tasks), journal.next_file()
-    arguments = (queue, journal, first_file + 1, build_refiner, device, options)
+    arguments = (queue, journal, first_file + 1, refine, build_refiner, options)
     workers: ProcessContext = spawn(_work, args=arguments, nprocs=min(options.num_workers, len(tasks)) - 1, join=False)
     try:
         with (
@@ -135,7 +180,8 @@ def _share_work(
             _progress_bar(tasks) as progress,
             journal.file(first_file) as file,
         ):
-            for _ in refine_images(refiner, queue, file, update_boxes=options.update_boxes):
+            for task in queue:
+                file.append(refine(refiner, task))
                 progress.update(queue.num_masks_taken - progress.n)
                 # raises if one of them failed
                 workers.join(timeout=0)
@@ -151,18 +197,19 @@ def _work(
     queue: _TaskQueue,
     journal: Journal,
     first_file: int,
+    refine: RefineTask,
     build_refiner: BuildRefiner,
-    device: str,
     options: RunOptions,
 ) -> None:
     """One of the other processes."""
     with _share_of_threads(options.num_workers), journal.file(first_file + index) as file:
-        refiner = build_refiner(_device_of(index + 1, device, options))
-        for _ in refine_images(refiner, queue, file, update_boxes=options.update_boxes):
-            pass
+        refiner = build_refiner(_device_of(index + 1, options))
+        for task in queue:
+            file.append(refine(refiner, task))
 
 
-def _device_of(rank: int, device: str, options: RunOptions) -> str:
+def _device_of(rank: int, options: RunOptions) -> str:
+    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
     return f"cuda:{rank}" if device == "cuda" and options.num_workers > 1 else device
 
 
@@ -178,5 +225,5 @@ def _share_of_threads(num_workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _progress_bar(tasks: Iterable[ImageTask]) -> tqdm[Any]:
-    return tqdm(total=sum(len(task.records) for task in tasks), unit="mask", disable=None)
+def _progress_bar(tasks: Iterable[Task]) -> tqdm[Any]:
+    return tqdm(total=sum(task.num_masks for task in tasks), unit="mask", disable=None)

@@ -53,6 +53,11 @@ class Frame:
         return cls((height, width), (0, 0, width, height), input_size, low_res_size)
 
     @property
+    def is_whole(self) -> bool:
+        """Whether the window is all of the image."""
+        return self.window_size == self.image_size
+
+    @property
     def window_size(self) -> tuple[int, int]:
         """(height, width) of the window in image pixels."""
         x0, y0, x1, y1 = self.window

@@ -22,6 +22,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from phoenix_d2 import PhoenixRefiner
+from phoenix_d2.gate import ENOUGH_MASKS, MaskSource, SourceMemory
 from phoenix_d2.modeling.hook import RefinerHook
 from phoenix_d2.modeling.refine_outputs import image_in_output_frame, refine_instances
 from phoenix_d2.modeling.refined_detector import RefinedDetectorWithTTA
@@ -102,6 +103,26 @@ def test_training_is_left_alone(refiner):
     model = FakeDetector()
     RefinerHook(refiner, model)
     assert list(model([sample()])) == ["loss_mask"]
+
+
+def test_the_gate_comes_to_know_the_model_from_image_to_image(refiner, monkeypatch):
+    known = []
+    refine = refiner.refine
+
+    def spy(*args, source, **options):
+        known.append(source.num_masks)
+        return refine(*args, source=source, **options)
+
+    monkeypatch.setattr(refiner, "refine", spy)
+    model = FakeDetector().eval()
+    hook = RefinerHook(refiner, model)
+    model([sample(0), sample(1)])
+    model([sample(2)])
+    assert known == [0, 2, 4] and hook.memory.source.num_masks == 6
+    known.clear()
+    hook.memory = SourceMemory(MaskSource(ENOUGH_MASKS, hook.memory.source.mean_evidence))
+    model([sample(0), sample(1)])
+    assert known == [ENOUGH_MASKS] * 2, "a full memory treats all images alike"
 
 
 def test_detach_and_context_manager(refiner):

@@ -11,6 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.structures import Boxes, Instances
 
+from phoenix_d2.gate import EVIDENCE
 from phoenix_d2.modeling.refine_outputs import image_in_output_frame, refine_instances, refine_output
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.structures import RefinementResult, RefinementStatus
@@ -45,7 +46,7 @@ class ShiftingRefiner:
         frame = Frame.whole(tuple(masks.shape[1:]), input_size=SIZE[1], low_res_size=SIZE[1])
         return None, dict.fromkeys(range(len(masks)), frame)
 
-    def refine(self, image, masks, *, keep_logits):
+    def refine(self, image, masks, *, source, keep_logits):
         assert masks.dtype == torch.bool and image.shape[1:] == masks.shape[1:]
         self.num_calls += 1
         shifted, n = masks.roll(1, dims=1), len(masks)
@@ -54,7 +55,8 @@ class ShiftingRefiner:
         logits[:, : SIZE[0]][shifted] = 5.0
         ious, status, coarse_ious = (torch.tensor(answer).expand(n) for answer in self.answers)
         traces = torch.zeros(n, 1)
-        return RefinementResult(shifted, ious, coarse_ious, logits, status, traces, traces, traces, ious)
+        evidence = torch.zeros(n, len(EVIDENCE))
+        return RefinementResult(shifted, ious, coarse_ious, logits, status, traces, traces, evidence, ious)
 
 
 def test_only_masks_change(refiner):

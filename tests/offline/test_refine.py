@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from phoenix_d2.data.mask_json import decode_segmentation
+from phoenix_d2.gate import MaskSource
 from phoenix_d2.offline.job import plan_job
-from phoenix_d2.offline.journal import Journal
-from phoenix_d2.offline.refine import refine_image, refine_images
+from phoenix_d2.offline.refine import refine_image
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementStatus
 
@@ -58,21 +58,13 @@ def test_an_unreadable_image_leaves_its_masks(refiner, tasks):
     assert "a.png" in refine_image(refiner, tasks[0]).error
 
 
-def test_each_outcome_is_kept_before_the_next_image(refiner, tasks, tmp_path):
-    journal = Journal(tmp_path / "refined.json")
-    journal.begin({}, resume=False)
-    with journal.file(0) as file:
-        for number, outcome in enumerate(refine_images(refiner, tasks, file), start=1):
-            assert len(journal.outcomes()) == number == len(refiner.seen)
-            assert journal.outcomes()[outcome.image_id] == outcome
-
-
 def test_cues_reach_the_refiner_and_masks_without_any_keep_to_themselves(refiner, tasks):
     class Listener(PhoenixRefiner):
         def __init__(self):
             self.heard = []
 
-        def refine(self, image, masks, **cues):
+        def refine(self, image, masks, *, source, **cues):
+            assert source is known
             self.heard.append((len(masks), {name: array.tolist() for name, array in cues.items()}))
             return refiner.refine(image, masks)
 
@@ -80,6 +72,7 @@ def test_cues_reach_the_refiner_and_masks_without_any_keep_to_themselves(refiner
     records[1] = records[1] | {"prompt_box": [5, 5, 20, 10]}
     task = replace(tasks[0], records=tuple(records))
     listener = Listener()
-    with_cues, plain = refine_image(listener, task), refine_image(refiner, tasks[0])
+    known = MaskSource()
+    with_cues, plain = refine_image(listener, task, source=known), refine_image(refiner, tasks[0])
     assert listener.heard == [(2, {}), (1, {"boxes": [[5, 5, 25, 15]]})]
     assert (with_cues.changes, with_cues.statuses) == (plain.changes, plain.statuses)

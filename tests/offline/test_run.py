@@ -7,10 +7,10 @@ import multiprocessing
 import pytest
 
 from phoenix_d2.baselines import build_refiner
-from phoenix_d2.offline import refine
-from phoenix_d2.offline.job import plan_job
+from phoenix_d2.offline import run as run_module
+from phoenix_d2.offline.job import ImageOutcome, plan_job
 from phoenix_d2.offline.journal import Journal
-from phoenix_d2.offline.run import RunOptions, _TaskQueue, run_job
+from phoenix_d2.offline.run import RunOptions, _TaskQueue, run_job, run_tasks
 
 
 def morphology(device):
@@ -28,13 +28,13 @@ def failing_elsewhere(device):
 def run(dataset, tmp_path, monkeypatch):
     """Runs the job of the dataset; returns what comes back and the images that were refined."""
     seen = []
-    original = refine.refine_image
+    original = run_module.refine_image
 
     def refine_image(refiner, task, **options):
         seen.append(task.image_id)
         return original(refiner, task, **options)
 
-    monkeypatch.setattr(refine, "refine_image", refine_image)
+    monkeypatch.setattr(run_module, "refine_image", refine_image)
     job = plan_job(dataset.path, image_folder=dataset.folder)
 
     def run_shard(shard=(1, 1), **options):
@@ -70,7 +70,7 @@ def test_a_failure_tells_where_finished_images_are(run, monkeypatch, capsys):
     def fail(refiner, task, **options):
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(refine, "refine_image", fail)
+    monkeypatch.setattr(run_module, "refine_image", fail)
     with pytest.raises(RuntimeError, match="out of memory"):
         run()
     assert "refined.json.partial: go on with --resume" in capsys.readouterr().err
@@ -83,6 +83,19 @@ def test_processes_take_every_image_once_and_the_large_ones_first(dataset):
     assert next(one).image_id == 1 and queue.num_masks_taken == 3
     assert next(other).image_id == 2 and queue.num_masks_taken == 5
     assert [*one, *other] == []
+
+
+def test_each_outcome_is_kept_before_the_next_image(dataset, tmp_path):
+    journal, num_kept = Journal(tmp_path / "refined.json"), []
+    journal.begin({}, resume=False)
+
+    def refine(refiner, task):
+        num_kept.append(len(journal.outcomes()))
+        return ImageOutcome(task.image_id, [None] * task.num_masks, [], None, 0.0)
+
+    tasks = plan_job(dataset.path, image_folder=dataset.folder).tasks
+    assert list(run_tasks(tasks, journal, refine, None, morphology, RunOptions(device="cpu"))) == [1, 2]
+    assert num_kept == [0, 1]
 
 
 @pytest.mark.slow

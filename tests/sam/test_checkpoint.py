@@ -226,7 +226,7 @@ def test_weights_that_lack_or_add_a_key_are_refused(refiner: MaskRefiner, change
         load_trained(refiner, tmp_path / "refiner.pth")
 
 
-GATE = RefinementGate(("overlap",), (0.5,), (0.25,), 0.1, (1.0,), ((-0.5,),), margin=0.02)
+GATE = RefinementGate(("overlap",), (0.5,), (0.25,), 0.1, (1.0, 0.5), ((-0.5, 0.0), (0.25, 0.0)), margin=0.02)
 
 
 def test_the_gate_travels_with_the_weights(refiner: MaskRefiner, tmp_path: Path) -> None:

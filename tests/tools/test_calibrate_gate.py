@@ -129,7 +129,7 @@ def test_the_gate_is_judged_without_the_images_that_it_was_fitted_to():
         before=np.full((n, 2), 0.8),
         after=np.full((n, 2), 0.8) + rng.normal(0, 0.1, (n, 1)),
     )
-    predicted = calibrate({"noise": noise}).predicted_gains["noise"]
+    predicted = calibrate({"noise": noise}).predictions["noise"]["mask"].gains
     assert np.isnan(predicted).sum() == n // 10, "nothing is predicted of masks that were not refined"
     known = noise.refined
     assert abs(np.corrcoef(predicted[known], noise.gains[known])[0, 1]) < 0.2, "noise cannot be learned"
@@ -155,7 +155,8 @@ def test_no_set_loses_and_what_can_gain_does():
     sets = {"mixed": judged(gains, evidence[0]), "good": judged(losses, evidence[1])}
     found = calibrate(sets)
     kept = {
-        name: np.where(found.predicted_gains[name] >= found.gate.margin, masks.gains, 0) for name, masks in sets.items()
+        name: np.where(found.predictions[name]["source"].accepted(found.gate.margin), masks.gains, 0)
+        for name, masks in sets.items()
     }
     assert kept["good"].mean() >= -0.001
     assert kept["mixed"].sum() > 0.8 * gains.clip(0).sum()

@@ -13,7 +13,7 @@ import pytest
 from phoenix_d2.data.datasets.drawn import draw_dataset
 from phoenix_d2.data.mask_json import decode_segmentation, run_lengths
 from phoenix_d2.data.polygons import mask_to_polygons
-from phoenix_d2.offline import refine
+from phoenix_d2.offline import run
 
 TOOL = Path(__file__).parents[2] / "tools" / "clean_annotations.py"
 SIZE = (96, 128)
@@ -113,7 +113,7 @@ def test_a_run_that_was_stopped_goes_on(case, monkeypatch):
     case.run()
     expected = case.output.read_bytes()
     case.output.unlink()
-    seen, original = [], refine.refine_image
+    seen, original = [], run.refine_image
 
     def refine_image(refiner, task, **options):
         seen.append(task.image_id)
@@ -121,7 +121,7 @@ def test_a_run_that_was_stopped_goes_on(case, monkeypatch):
             raise RuntimeError("out of memory")
         return original(refiner, task, **options)
 
-    monkeypatch.setattr(refine, "refine_image", refine_image)
+    monkeypatch.setattr(run, "refine_image", refine_image)
     with pytest.raises(RuntimeError, match="out of memory"):
         case.run()
     assert not case.output.exists() and "cleaned.json.partial" in case.names()
@@ -129,6 +129,18 @@ def test_a_run_that_was_stopped_goes_on(case, monkeypatch):
     case.run("--resume")
     assert case.output.read_bytes() == expected and len(seen) == len(set(seen)) + 1
     assert "cleaned.json.partial" not in case.names()
+
+
+def test_shards_clean_the_same(case, capsys):
+    case.run()
+    expected = case.output.read_bytes()
+    case.output.unlink()
+    for shard in ("1/2", "2/2"):
+        case.run("--shard", shard)
+        assert not case.output.exists()
+    assert "images are finished" in capsys.readouterr().out
+    case.run("--resume")
+    assert case.output.read_bytes() == expected
 
 
 def test_the_tolerance_is_obeyed(case):

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 from phoenix_d2.data.mask_folders import read_mask, write_mask
-from phoenix_d2.offline import refine
+from phoenix_d2.offline import run
 
 SIZE = (60, 80)
 
@@ -66,7 +66,7 @@ def test_masks_keep_their_names(folders, capsys):
 
 
 def test_a_stopped_run_goes_on(folders, monkeypatch):
-    original, seen = refine.refine_image, []
+    original, seen = run.refine_image, []
 
     def refine_image(refiner, task, **options):
         seen.append(task.image_id)
@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on(folders, monkeypatch):
             raise RuntimeError("out of memory")
         return original(refiner, task, **options)
 
-    monkeypatch.setattr(refine, "refine_image", refine_image)
+    monkeypatch.setattr(run, "refine_image", refine_image)
     with pytest.raises(RuntimeError, match="out of memory"):
         refine_masks(folders)
     assert not (folders / "out").exists()

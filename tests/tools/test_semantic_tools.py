@@ -91,7 +91,7 @@ def test_a_file_of_the_evaluator_gives_the_same(data, weights):
     assert of_file == {name: of_folder[name] for name in ("a.png", "c.png")}
 
 
-def test_a_killed_run_goes_on(data, weights, monkeypatch):
+def test_a_killed_run_goes_on(data, weights, monkeypatch, capsys):
     refine.main(arguments(data, weights, output="whole"))
     write, written = label_maps.write_label_map, []
 
@@ -106,12 +106,28 @@ def test_a_killed_run_goes_on(data, weights, monkeypatch):
         refine.main(arguments(data, weights))
     monkeypatch.setattr(label_maps, "write_label_map", write)
     time = written[0].stat().st_mtime_ns
-    for wrong in ([], ["--resume", "--num-iters", "2"], ["--resume", "--void", "7"]):
-        with pytest.raises(SystemExit, match=r"error: .*refined\.partial .*--resume"):
+    for wrong, reason in (
+        ([], "holds 1 images .* --resume"),
+        (["--resume", "--num-iters", "2"], "other options"),
+        (["--resume", "--void", "7"], "other void"),
+    ):
+        with pytest.raises(SystemExit, match=rf"error: .*refined\.partial .*{reason}"):
             refine.main(arguments(data, weights, *wrong))
+    capsys.readouterr()
     refine.main(arguments(data, weights, "--resume"))
+    assert "3 label maps of 3 parts" in capsys.readouterr().out
     assert refined_maps(data) == refined_maps(data, "whole") and not (data / "refined.partial").exists()
     assert (data / "refined" / written[0].name).stat().st_mtime_ns == time, "not refined again"
+
+
+@pytest.mark.slow
+def test_two_workers_write_the_same(data, weights, monkeypatch, capsys):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[2]))
+    for output, workers in (("one", 1), ("two", 2)):
+        refine.main(arguments(data, weights, "--num-workers", str(workers), output=output))
+    assert refined_maps(data, "one") == refined_maps(data, "two")
+    assert capsys.readouterr().out.count("3 label maps of 3 parts") == 2
 
 
 def test_an_image_that_is_cut_short_leaves_its_labels(data, weights, capsys):
@@ -130,7 +146,7 @@ def test_bad_input_is_refused_before_anything_is_written(data, weights):
 
     fails("holds no label maps", source="images")
     fails("labels exists", output="labels")
-    fails("grabcut has no logits", "--refiner", "grabcut", "--weights", "")
+    fails("GrabCut has no logits", "--refiner", "grabcut", "--weights", "")
     write_label_map(data / "labels" / "city" / "b.png", np.zeros((9, 9), np.uint8))
     fails("9 x 9 .*48 x 64")
     (data / "images" / "a.jpg").rename(data / "images" / "z.jpg")

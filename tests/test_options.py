@@ -1,0 +1,32 @@
+"""The options of refining: what cannot work, and how many masks are decoded together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from phoenix_d2.options import RefineOptions
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_iters": 0}, "num_iters 0"),
+        ({"chunk_size": 0}, "chunk_size 0"),
+        ({"zoom_context": 1.0}, "zoom_context must be above 1"),
+        ({"window_scale": -1.0}, "window_scale must be at least 0"),
+        ({"stop_overlap": 0.0}, "stop_overlap is an IoU"),
+        ({"candidate": "worst"}, "Unknown candidate 'worst': expected one of best, mean"),
+        ({"gate": "on"}, "Unknown gate 'on': expected one of auto"),
+        ({"gate_min_iou": 50.0}, "must be from 0 to 1"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        RefineOptions(**options)
+
+
+@pytest.mark.parametrize(("options", "sizes"), [(RefineOptions(), [2, 32]), (RefineOptions(chunk_size=5), [5, 5])])
+def test_how_many_masks_are_decoded_together(options: RefineOptions, sizes: list[int]) -> None:
+    assert [options.masks_at_once(device) for device in ("cpu", "cuda")] == sizes

@@ -1,0 +1,44 @@
+"""Wrong input and wrong use end in a line, before any work."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import torch
+
+from tests.tools.refine_json.runs import NUM_IMAGES, stop_after
+
+
+def test_bad_input_stops_before_any_work(case, drawn, results, tmp_path):
+    def fails(message, **changes):
+        error = case.error(**changes)
+        assert error.startswith("error: ") and re.search(message, error), error
+        assert not case.output.exists() and not case.journal.exists()
+
+    fails("absent.json", input=tmp_path / "absent.json")
+    fails(r"6 image\(s\) cannot be used:\n.* is missing", images=tmp_path)
+    case.source.write_text(json.dumps([results[0], {**results[1], "image_id": 99}]))
+    fails(r"coarse\.json: result 1 .*\(image 99\): no such image .* Use the annotation file")
+
+
+def test_wrong_use_is_explained(case, tmp_path, capsys, monkeypatch):
+    before = case.source.read_bytes()
+    assert "is also read: write to another file" in case.error(output=case.source)
+    assert case.source.read_bytes() == before
+    assert "is a folder: name a file" in case.error(output=tmp_path)
+    assert "Config overrides (MODEL.REFINER.NUM_ITERS 1) need --config" in case.error("MODEL.REFINER.NUM_ITERS", "1")
+    assert case.error("--num-iters", "0") == "2"
+    assert "expected at least 1, got 0" in capsys.readouterr().err
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert re.search(r"2 workers exceed the GPUs of this machine, 1: .*CUDA_VISIBLE_DEVICES", case.error(
+        "--num-workers", "2"
+    ))  # fmt: skip
+
+
+def test_an_output_folder_that_cannot_be_made_stops_before_any_work(case, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    asked = stop_after(monkeypatch, NUM_IMAGES)
+    assert case.error(output=tmp_path / "file" / "refined.json").startswith("error: ")
+    assert not asked
