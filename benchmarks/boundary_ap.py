@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import argparse
 import math
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+from phoenix_d2.arguments import errors_in_words, positive_int
 
 EXAMPLE = """\
 examples:
@@ -37,22 +38,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="JSON", help="for the figures")
-    parser.add_argument("--images", type=int, default=500, metavar="N", help="default: 500")
-    parser.add_argument("--turns", type=int, default=3, metavar="N", help="default: 3")
-    args = parser.parse_args(argv)
-    for name in ("images", "turns"):
-        if getattr(args, name) < 1:
-            parser.error(f"--{name} is at least 1, got {getattr(args, name)}.")
-    return args
+    parser.add_argument("--images", type=positive_int, default=500, metavar="N", help="default: 500")
+    parser.add_argument("--turns", type=positive_int, default=3, metavar="N", help="default: 3")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(ImportError):
         print(run(args))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

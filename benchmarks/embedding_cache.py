@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from phoenix_d2.arguments import errors_in_words, positive_int
 
 if TYPE_CHECKING:
     from phoenix_d2.refiner import MaskRefiner
@@ -33,24 +34,19 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="JSON", help="for the figures")
-    parser.add_argument("--images", type=int, default=4, metavar="N", help="default: 4")
+    parser.add_argument("--images", type=positive_int, default=4, metavar="N", help="default: 4")
     parser.add_argument(
         "--encoders", nargs="+", default=[_PACKAGED], metavar="NAME",
         help=f"keys of ENCODERS, or {_PACKAGED} (default: {_PACKAGED})",
     )  # fmt: skip
-    args = parser.parse_args(argv)
-    if args.images < 1:
-        parser.error(f"--images is at least 1, got {args.images}")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(ImportError):
         print(run(args))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

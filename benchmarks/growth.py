@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from phoenix_d2.arguments import errors_in_words, positive_int
+
 # benchmarks are not installed
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -33,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--output", type=Path, required=True, metavar="FOLDER", help="for growth.json and growth.png")
     parser.add_argument(
-        "--masks", type=int, nargs="+", default=[1, 3, 10, 30, 100, 300, 1000], metavar="N",
+        "--masks", type=positive_int, nargs="+", default=[1, 3, 10, 30, 100, 300, 1000], metavar="N",
         help="in 480 x 640 pixels (default: 1 to 1000)",
     )  # fmt: skip
     parser.add_argument(
@@ -42,18 +44,16 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
     args = parser.parse_args(argv)
-    if min(*args.masks, *args.megapixels) <= 0:
-        parser.error("--masks and --megapixels are positive")
+    if min(args.megapixels) <= 0:
+        parser.error("--megapixels is positive")
     return args
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(ImportError, RuntimeError):
         print(run(args))
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

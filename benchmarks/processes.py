@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from phoenix_d2.arguments import errors_in_words
 
 EXAMPLE = """\
 examples:
@@ -39,10 +40,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(ImportError):
         print(run(args))
-    except (ImportError, OSError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

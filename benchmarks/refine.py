@@ -4,9 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
+
+from phoenix_d2.arguments import errors_in_words, positive_int
 
 EXAMPLE = """\
 examples:
@@ -35,24 +36,23 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="JSON", help="for the figures")
-    parser.add_argument("--masks", type=int, nargs="+", default=[1, 8, 128, 1000], metavar="N", help="a row each")
-    parser.add_argument("--passes", type=int, default=5, metavar="N", help="default: 5")
-    parser.add_argument("--chunk-size", type=int, metavar="N", help="masks decoded together (default: the refiner's)")
-    parser.add_argument("--repeats", type=int, default=2, metavar="N", help="default: 2")
+    parser.add_argument(
+        "--masks", type=positive_int, nargs="+", default=[1, 8, 128, 1000], metavar="N", help="a row each"
+    )
+    parser.add_argument("--passes", type=positive_int, default=5, metavar="N", help="default: 5")
+    parser.add_argument(
+        "--chunk-size", type=positive_int, metavar="N", help="masks decoded together (default: the refiner's)"
+    )
+    parser.add_argument("--repeats", type=positive_int, default=2, metavar="N", help="default: 2")
     parser.add_argument("--device", default="cpu", help="cpu or cuda (default: cpu)")
-    args = parser.parse_args(argv)
-    if min(*args.masks, args.passes, args.repeats, 1 if args.chunk_size is None else args.chunk_size) < 1:
-        parser.error("--masks, --passes, --chunk-size and --repeats are at least 1")
-    return args
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(ImportError, RuntimeError):
         print(run(args))
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

@@ -10,6 +10,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from phoenix_d2.arguments import errors_in_words, positive_int
+
 EXAMPLE = """\
 examples:
   python benchmarks/startup.py --output output/startup.json
@@ -37,20 +39,15 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         description=__doc__, epilog=EXAMPLE, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, required=True, metavar="JSON", help="for the figures")
-    parser.add_argument("--repeats", type=int, default=3, metavar="N", help="turns (default: 3)")
-    args = parser.parse_args(argv)
-    if args.repeats < 1:
-        parser.error(f"--repeats is at least 1, got {args.repeats}")
-    return args
+    parser.add_argument("--repeats", type=positive_int, default=3, metavar="N", help="turns (default: 3)")
+    return parser.parse_args(argv)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(subprocess.CalledProcessError):
         print(run(args))
-    except (OSError, subprocess.CalledProcessError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

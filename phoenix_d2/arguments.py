@@ -89,6 +89,14 @@ def add_run_arguments(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_shard_argument(parser: ArgumentParser) -> None:
+    """Which part of the work is done, see `shard`."""
+    parser.add_argument(
+        "--shard", type=shard, default=(1, 1), metavar="K/N",
+        help="refine the K-th of N parts, on one of several machines, and write no output yet",
+    )  # fmt: skip
+
+
 def run_options(args: Namespace, *, update_boxes: bool = False) -> RunOptions:
     """The options that `add_run_arguments` asked for."""
     from phoenix_d2.offline.run import RunOptions
@@ -137,13 +145,10 @@ def _read_config(args: Namespace) -> Any:
             raise ValueError(f"Config overrides ({' '.join(args.opts)}) need --config.")
         return None
     # the only glue here, for whoever asks for a config
-    from phoenix_d2.config import load_config
+    from phoenix_d2.config import load_config, override_config
 
     cfg = load_config(args.config)
-    try:
-        cfg.merge_from_list(args.opts)
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"{' '.join(args.opts)}: {error.args[0]}. All keys are in phoenix_d2/config.py.") from error
+    override_config(cfg, args.opts)
     return cfg
 
 
@@ -166,15 +171,17 @@ def _configured_refiner(args: Namespace, cfg: Any, name: str, device: str, **opt
 
 
 @contextmanager
-def errors_in_words(*, interrupted: str = "interrupted") -> Iterator[None]:
+def errors_in_words(*others: type[Exception], interrupted: str = "interrupted") -> Iterator[None]:
     """End the program with a line in place of a traceback, where it is the user who can help it.
 
     Args:
+        others: what users can help besides `OSError` and `ValueError`.
         interrupted: what to say where the user stopped it.
     """
+    kinds: tuple[type[Exception], ...] = (OSError, ValueError, *others)
     try:
         yield
-    except (OSError, ValueError) as error:
+    except kinds as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         sys.exit(interrupted)
@@ -194,6 +201,19 @@ def check_output(output: Path, inputs: Iterable[Path | None]) -> None:
         raise ValueError(f"--output {output} is a folder: name a file.")
     if output.resolve() in [path.resolve() for path in inputs if path]:
         raise ValueError(f"--output {output} is also read: write to another file.")
+
+
+def check_new_folder(output: Path) -> None:
+    """Refuse to write into a folder that holds anything.
+
+    Args:
+        output: the argument --output.
+
+    Raises:
+        ValueError: it is such a folder, or a file.
+    """
+    if output.exists() and not (output.is_dir() and not any(output.iterdir())):
+        raise ValueError(f"--output {output} exists: name a new folder, or remove it.")
 
 
 def positive_int(text: str) -> int:

@@ -7,7 +7,9 @@ marks what the paper does not state.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
@@ -44,6 +46,23 @@ def load_config(name: str) -> CN:
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {error.args[0]}") from error
     return cfg
+
+
+def override_config(cfg: CN, overrides: Sequence[Any]) -> None:
+    """Set keys of a config, in place, as command lines do.
+
+    Args:
+        cfg: to change.
+        overrides: KEY VALUE KEY VALUE ...
+
+    Raises:
+        ValueError: a key does not exist, its value has another type, or one of them is missing.
+    """
+    try:
+        cfg.merge_from_list(list(overrides))
+    except (AssertionError, KeyError, ValueError) as error:
+        given = " ".join(map(str, overrides))
+        raise ValueError(f"{given}: {error.args[0]}. All keys are in phoenix_d2/config.py.") from error
 
 
 def get_phoenix_cfg() -> CN:

@@ -28,6 +28,8 @@ def test_what_a_user_can_help_is_said_in_a_line() -> None:
         with pytest.raises(SystemExit) as end, errors_in_words(interrupted="stopped: go on with --resume"):
             raise error
         assert end.value.code == message
+    with pytest.raises(SystemExit, match="error: no GPU"), errors_in_words(RuntimeError):
+        raise RuntimeError("no GPU")
     # what is the program's own mistake keeps its traceback
     with pytest.raises(RuntimeError), errors_in_words():
         raise RuntimeError

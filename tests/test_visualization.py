@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from phoenix_d2.visualization import draw_masks, side_by_side, training_panel
+from phoenix_d2.visualization import compare_masks, draw_masks, side_by_side, training_panel
 
 GREY = np.full((40, 60, 3), 100, dtype=np.uint8)
 
@@ -18,20 +18,17 @@ def square(x0: int, y0: int, x1: int, y1: int) -> np.ndarray:
 
 
 def test_masks_are_filled_and_traced_on_a_copy() -> None:
-    drawn = draw_masks(GREY, square(10, 10, 30, 30), alpha=0.5)
+    drawn = draw_masks(GREY, square(10, 10, 30, 30))
     assert (GREY == 100).all()
     assert drawn.shape == GREY.shape and drawn.dtype == np.uint8
-    assert drawn[20, 20].tolist() == [177, 82, 82], "half grey, half the first colour"
-    assert drawn[10, 20].tolist() == pytest.approx([255, 64, 64], abs=20), "the outline is all but opaque"
+    assert drawn[20, 20].tolist() == [162, 85, 85], "three parts of grey, two of the first colour"
+    assert drawn[10, 20].tolist() == pytest.approx([255, 64, 64], abs=20), "the outline is opaque"
     assert (drawn[35:] == 100).all() and (drawn[:, 35:] == 100).all()
 
 
-def test_each_mask_has_a_colour_unless_one_is_asked_for() -> None:
-    masks = np.concatenate([square(5, 5, 20, 20), square(30, 5, 45, 20)])
-    drawn = draw_masks(GREY, masks)
+def test_each_mask_has_a_colour() -> None:
+    drawn = draw_masks(GREY, np.concatenate([square(5, 5, 20, 20), square(30, 5, 45, 20)]))
     assert drawn[12, 12].tolist() != drawn[12, 38].tolist()
-    alike = draw_masks(GREY, masks, color=1)
-    assert alike[12, 12].tolist() == alike[12, 38].tolist() == drawn[12, 38].tolist()
 
 
 def test_holes_are_traced_and_not_filled() -> None:
@@ -53,15 +50,25 @@ def test_pictures_stand_side_by_side_under_their_titles() -> None:
     assert (row[:22, :60] < 128).any(), "the title is written"
 
 
-def test_pictures_are_scaled_to_a_height() -> None:
-    assert side_by_side([GREY], ["small"], height=20).shape == (22 + 20, 30, 3)
-    two = side_by_side([GREY, GREY[:20]], ["all", "half"], height=40)
-    assert two.shape == (22 + 40, 60 + 4 + 120, 3)
-
-
 def test_every_picture_needs_a_title() -> None:
     with pytest.raises(ValueError, match="zip"):
         side_by_side([GREY, GREY], ["one"])
+
+
+def test_an_object_is_shown_in_a_square_of_its_image() -> None:
+    picture = compare_masks(GREY, {"before": square(50, 10, 58, 14)[0], "after": square(52, 12, 60, 14)[0]}, side=90)
+    # 15 pixels, 6 times enlarged, moved into the image
+    assert picture.shape == (22 + 90, 3 * 90 + 2 * 4, 3)
+    before, after = ((picture[22:, start : start + 90] != 100).any(2) for start in (94, 188))
+    assert before[40, 50] and not after[40, 50] and before[20:70].sum() == before.sum()
+    assert after[50, 89] and not before[50, 89]
+    # a wide object fills what its image has
+    assert compare_masks(GREY, {"wide": square(0, 10, 60, 14)[0]}, side=60).shape == (22 + 40, 2 * 60 + 4, 3)
+
+
+def test_masks_without_a_pixel_are_shown_as_the_whole_image() -> None:
+    picture = compare_masks(GREY, {"empty": square(0, 0, 0, 0)[0]}, side=60)
+    assert picture.shape == (22 + 40, 2 * 60 + 4, 3) and (picture[22:, 64:] == 100).all()
 
 
 def test_a_training_panel_lays_low_resolution_masks_over_the_image() -> None:

@@ -12,6 +12,7 @@ import argparse
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 TOOLS = Path(__file__).resolve().parent
@@ -28,6 +29,8 @@ def parse_args() -> argparse.Namespace:
 
 def main(args: argparse.Namespace) -> None:
     """Run the steps."""
+    # torch's, of what Detectron2 imports
+    warnings.simplefilter("ignore", FutureWarning)
     from phoenix_d2.data.datasets.drawn import draw_dataset
 
     folder = args.output

@@ -48,6 +48,7 @@ def draw(args: argparse.Namespace) -> None:
 
     from phoenix_d2.data.images import read_image
     from phoenix_d2.data.mask_json import decode_segmentation, image_file_name, load_annotations, load_results
+    from phoenix_d2.offline.report import staged_folder
     from phoenix_d2.visualization import compare_masks, contact_sheet
 
     annotations = load_annotations(args.annotations)
@@ -65,8 +66,7 @@ def draw(args: argparse.Namespace) -> None:
         raise ValueError("The results files hold no masks: there is nothing to draw.")
     rng = np.random.default_rng(args.seed)
     chosen = rng.permutation(len(first))[: args.num]
-    args.output.mkdir(parents=True, exist_ok=True)
-    pictures = []
+    pictures = {}
     for index in chosen:
         records = {name: results[index] for name, results in files.items()}
         truth = truth_of.get(first[index].get("gt_id"))
@@ -76,9 +76,12 @@ def draw(args: argparse.Namespace) -> None:
         masks = {
             name: decode_segmentation(record["segmentation"], *image.shape[:2]) for name, record in records.items()
         }
-        pictures.append(compare_masks(image, masks))
-        cv2.imwrite(str(args.output / f"{index:06d}.png"), pictures[-1][..., ::-1])
-    cv2.imwrite(str(args.output / "overview.png"), contact_sheet(pictures, columns=args.columns)[..., ::-1])
+        pictures[f"{index:06d}"] = compare_masks(image, masks)
+    overview = contact_sheet(list(pictures.values()), columns=args.columns)
+    with staged_folder(args.output) as folder:
+        for name, picture in {**pictures, "overview": overview}.items():
+            # OpenCV takes BGR
+            cv2.imwrite(str(folder / f"{name}.png"), picture[..., ::-1])
     print(f"Wrote {len(pictures)} pictures and overview.png to {args.output}.")
 
 

@@ -11,7 +11,10 @@ For example:
 from __future__ import annotations
 
 import argparse
+import sys
 from typing import Any
+
+from phoenix_d2.arguments import errors_in_words
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -38,14 +41,14 @@ def setup(args: argparse.Namespace) -> Any:
     from detectron2.utils import comm
     from detectron2.utils.logger import setup_logger
 
-    from phoenix_d2.config import find_config, load_config
+    from phoenix_d2.config import find_config, load_config, override_config
     from phoenix_d2.data.datasets import register_folders
 
     args.config_file = find_config(args.config_file)
     cfg = load_config(args.config_file)
     if not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
-    cfg.merge_from_list(args.opts)
+    override_config(cfg, args.opts)
     cfg.freeze()
     register_folders(cfg.DATASETS.TEST if args.eval_only else (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST))
     default_setup(cfg, args)
@@ -54,35 +57,44 @@ def setup(args: argparse.Namespace) -> Any:
 
 
 def main(args: argparse.Namespace) -> Any:
-    """Train, or evaluate."""
-    cfg = setup(args)
-    from detectron2.evaluation import verify_results
-    from detectron2.utils import comm
+    """Train, or evaluate; what is wrong with arguments, data or weights is said in a line before that begins."""
+    with errors_in_words():
+        cfg = setup(args)
+        from detectron2.evaluation import verify_results
+        from detectron2.utils import comm
 
-    from phoenix_d2.engine import Trainer
-    from phoenix_d2.engine.checkpointer import RefinerCheckpointer
+        from phoenix_d2.engine import Trainer
+        from phoenix_d2.engine.checkpointer import RefinerCheckpointer
 
-    if args.eval_only:
-        model = Trainer.build_model(cfg)
-        RefinerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
-        results = Trainer.test(cfg, model)
-        if comm.is_main_process():
-            verify_results(cfg, results)
-        return results
-    trainer = Trainer(cfg)
-    trainer.resume_or_load(resume=args.resume)
-    return trainer.train()
+        if args.eval_only:
+            model = Trainer.build_model(cfg)
+            RefinerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+        else:
+            trainer = Trainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+    # errors from here on keep their tracebacks
+    if not args.eval_only:
+        return trainer.train()
+    results = Trainer.test(cfg, model)
+    if comm.is_main_process():
+        verify_results(cfg, results)
+    return results
 
 
 if __name__ == "__main__":
     parsed = get_parser().parse_args()
     from detectron2.engine import launch
+    from torch.multiprocessing.spawn import ProcessExitedException
 
-    launch(
-        main,
-        parsed.num_gpus,
-        num_machines=parsed.num_machines,
-        machine_rank=parsed.machine_rank,
-        dist_url=parsed.dist_url,
-        args=(parsed,),
-    )
+    try:
+        launch(
+            main,
+            parsed.num_gpus,
+            num_machines=parsed.num_machines,
+            machine_rank=parsed.machine_rank,
+            dist_url=parsed.dist_url,
+            args=(parsed,),
+        )
+    except ProcessExitedException as error:
+        # the process has said why
+        sys.exit(f"error: {error}")

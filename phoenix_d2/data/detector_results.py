@@ -74,7 +74,9 @@ class _Images:
         self.ids: dict[str | int, set[Any]] = defaultdict(set)
         for image in self.records:
             file = PurePosixPath(image_file_name(image))
-            names = {str(file), file.name, file.stem} | ({int(file.stem)} if file.stem.isdecimal() else set())
+            names: set[str | int] = {str(file), str(file.with_suffix("")), file.name, file.stem}
+            if file.stem.isdecimal():
+                names.add(int(file.stem))
             for name in names:
                 self.ids[name].add(image["id"])
 
@@ -101,25 +103,28 @@ def _from_ultralytics(path: PathLike, images: _Images) -> Iterator[Record]:
 
 def _from_torchvision(path: PathLike, images: _Images) -> Iterator[Record]:
     for name, output in tqdm(_load(path).items(), desc="convert", unit="image"):
-        image_id, where = images.id_of(name, path), f"{path}: {name}"
-        missing = [key for key in ("masks", "labels", "scores") if not isinstance(output.get(key), Tensor)]
-        if missing:
+        image_id = images.id_of(name, path)
+        shapes = {key: tuple(value.shape) for key, value in output.items() if isinstance(value, Tensor)}
+        if not _is_prediction(shapes):
             raise ValueError(
-                f"{where}: no tensors {', '.join(missing)}. Save what a model that predicts masks returned."
+                f"{path}: {name}: tensors of {shapes}; expected masks (N, 1, H, W) or (N, H, W), labels (N,), scores "
+                "(N,) and, if any, boxes (N, 4). Save what a model that predicts masks returned."
             )
-        masks, labels, scores = (output[key] for key in ("masks", "labels", "scores"))
-        if not len(masks) == len(labels) == len(scores) or masks.ndim not in (3, 4):
-            raise ValueError(
-                f"{where}: masks {tuple(masks.shape)}, labels {tuple(labels.shape)}, scores {tuple(scores.shape)}: "
-                "expected (N, 1, H, W) or (N, H, W), (N,) and (N,)."
-            )
-        masks = (masks[:, 0] if masks.ndim == 4 else masks) > _THRESHOLD
+        masks = output["masks"].reshape(-1, *shapes["masks"][-2:]) > _THRESHOLD
         for i, mask in enumerate(masks.numpy()):
-            record = {"image_id": image_id, "category_id": int(labels[i]), "score": float(scores[i])}
-            if "boxes" in output:
+            label, score = int(output["labels"][i]), float(output["scores"][i])
+            record = {"image_id": image_id, "category_id": label, "score": score}
+            if "boxes" in shapes:
                 x0, y0, x1, y1 = output["boxes"][i].tolist()
                 record["bbox"] = [x0, y0, x1 - x0, y1 - y0]
             yield record | {"segmentation": encode_mask(mask)}
+
+
+def _is_prediction(shapes: Mapping[str, tuple[int, ...]]) -> bool:
+    match shapes:
+        case {"masks": (num, 1, _, _) | (num, _, _), "labels": labels, "scores": scores}:
+            return labels == scores == (num,) and shapes.get("boxes", (num, 4)) == (num, 4)
+    return False
 
 
 def _load(path: PathLike) -> Mapping[str, Any]:
@@ -155,14 +160,14 @@ def _only_category(annotations: Record) -> Any:
 
 
 def _relabelled(records: Iterator[Record], ids: list[Any], first_label: int, source: PathLike) -> Iterator[Record]:
+    id_of = dict(enumerate(ids, first_label))
     for record in records:
-        index = record["category_id"] - first_label
-        if not 0 <= index < len(ids):
+        if record["category_id"] not in id_of:
             raise ValueError(
-                f"{source}: label {record['category_id']} is none of the {len(ids)} categories, counted from "
+                f"{source}: label {record['category_id']!r} is none of the {len(ids)} categories, counted from "
                 f"{first_label}. Use the annotation file of the detector's classes, or another --first-label."
             )
-        yield record | {"category_id": ids[index]}
+        yield record | {"category_id": id_of[record["category_id"]]}
 
 
 _READERS: Mapping[str, Callable[[PathLike, _Images], Iterator[Record]]] = {

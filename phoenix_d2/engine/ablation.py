@@ -27,7 +27,7 @@ from detectron2.config import CfgNode
 from detectron2.engine import HookBase
 from detectron2.utils.env import seed_all_rng
 
-from phoenix_d2.config import find_config, load_config
+from phoenix_d2.config import find_config, load_config, override_config
 from phoenix_d2.data.datasets import register_folders
 from phoenix_d2.data.degrade import degrade_annotations
 from phoenix_d2.data.mask_json import Record, load_annotations, load_results, read_json, write_json_atomically
@@ -369,10 +369,7 @@ class _Evaluation:
 
 def _with(cfg: CfgNode, overrides: Overrides) -> CfgNode:
     changed = cfg.clone()
-    try:
-        changed.merge_from_list([part for pair in overrides.items() for part in pair])
-    except (AssertionError, KeyError, ValueError) as error:
-        raise ValueError(f"The overrides {overrides} do not fit the config: {error}") from error
+    override_config(changed, [part for pair in overrides.items() for part in pair])
     return changed
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import torch
 from detectron2.checkpoint import DetectionCheckpointer
@@ -59,6 +60,23 @@ class RefinerCheckpointer(DetectionCheckpointer):
         partial = path.with_suffix(".partial")
         partial.write_text(last_filename_basename)
         os.replace(partial, path)
+
+    def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """See `DetectionCheckpointer.load`.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            ValueError: it belongs to another network, or is damaged.
+        """
+        # URLs, and those of Detectron2's own, are fetched
+        url = urlparse(path)
+        if path and not url.scheme and not Path(url.path).is_file():
+            raise FileNotFoundError(
+                f"No checkpoint {path!r}: set MODEL.WEIGHTS to a file that tools/train_net.py wrote, or to a refiner's "
+                ".safetensors."
+            )
+        content: dict[str, Any] = super().load(path, *args, **kwargs)
+        return content
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         if filename.endswith(".safetensors"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 from detectron2.data import DatasetCatalog
 from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
@@ -33,9 +34,9 @@ class BinaryMaskEvaluator(DatasetEvaluator):
         """Take in one batch; arguments as Detectron2's evaluators."""
         for sample, output in zip(inputs, outputs, strict=True):
             mask = output["instances"].pred_masks.any(dim=0).cpu().numpy()
-            target = mask & False
+            target = np.zeros_like(mask)
             for annotation in self._targets[sample["image_id"]]["annotations"]:
-                target = target | decode_segmentation(annotation["segmentation"], *mask.shape)
+                target |= decode_segmentation(annotation["segmentation"], *mask.shape)
             self._scores[sample["image_id"]] = score_mask(mask, target)
 
     def evaluate(self) -> dict[str, dict[str, float]] | None:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ from numpy.typing import NDArray
 from phoenix_d2.ops.boundary import boundary_band
 
 
-@dataclass
 class LabelMapEvaluator:
     """Compares label maps with the right ones, over all pixels of a data set together.
 
@@ -28,11 +26,11 @@ class LabelMapEvaluator:
         dilation_ratio: boundary band width as a share of the image diagonal.
     """
 
-    void: int = 255
-    dilation_ratio: float = 0.02
-    _counts: dict[int, NDArray[np.int64]] = field(default_factory=dict)
-    _right: int = 0
-    _total: int = 0
+    def __init__(self, void: int = 255, *, dilation_ratio: float = 0.02) -> None:
+        self.void = void
+        self.dilation_ratio = dilation_ratio
+        self._counts: dict[int, NDArray[np.int64]] = {}
+        self._right = self._total = 0
 
     def add(self, labels: NDArray[Any], truth: NDArray[Any]) -> None:
         """Take in the label map of an image and the right one, both (H, W) integer.
@@ -45,20 +43,21 @@ class LabelMapEvaluator:
                 f"Label maps of one image have one size, got {labels.shape} and {truth.shape} (height, width): resize "
                 "one to the other (nearest neighbour)."
             )
-        labels = np.where(truth == self.void, self.void, labels)
-        self._right += int(np.count_nonzero((labels == truth) & (truth != self.void)))
-        self._total += int(np.count_nonzero(truth != self.void))
+        judged = truth != self.void
+        labels = np.where(judged, labels, self.void)
+        self._right += np.count_nonzero((labels == truth) & judged)
+        self._total += np.count_nonzero(judged)
         for label in np.union1d(labels, truth).tolist():
             if label != self.void:
                 counts = self._counts.setdefault(label, np.zeros(5, np.int64))
                 counts += self._count(labels == label, truth == label)
 
     def scores(self) -> dict[str, float]:
-        """Of IoU and Boundary IoU the means over classes, and pixel accuracy; NaN where nothing was taken in."""
+        """Means over classes of IoU and Boundary IoU, and pixel accuracy; NaN where nothing was taken in."""
         ious, boundary_ious = self._ious()
         return {
-            "mIoU": _mean(list(ious.values())),
-            "mBIoU": _mean(list(boundary_ious.values())),
+            "mIoU": _mean(ious.values()),
+            "mBIoU": _mean(boundary_ious.values()),
             "pAcc": 100 * self._right / self._total if self._total else float("nan"),
         }
 
@@ -81,5 +80,5 @@ class LabelMapEvaluator:
         return np.array([np.count_nonzero(area) for area in areas])
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Collection[float]) -> float:
     return sum(values) / len(values) if values else float("nan")

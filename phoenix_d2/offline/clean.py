@@ -33,7 +33,8 @@ from phoenix_d2.structures import RefinementStatus
 from phoenix_d2.visualization import Image, compare_masks
 
 _BINS = 20
-_PICTURE_SIDE = 240
+# two rows of three stand beside one another on a laptop
+_PICTURE_SIDE = 200
 
 
 class Verdict(str, Enum):
@@ -224,10 +225,8 @@ class ChangeReport:
         names, task_of = _names(job.data["categories"]), {task.image_id: task for task in job.tasks}
         for *_, before, cleaned in sorted(self._largest, key=lambda item: item[:2], reverse=True):
             task = task_of[before["image_id"]]
-            masks = {
-                name: decode_segmentation(record["segmentation"], *task.size)
-                for name, record in (("before", before), ("after", cleaned.record))
-            }
+            segmentations = {"before": before["segmentation"], "after": cleaned.record["segmentation"]}
+            masks = {name: decode_segmentation(each, *task.size) for name, each in segmentations.items()}
             gain = "" if cleaned.predicted_gain is None else f", predicted gain {cleaned.predicted_gain:.3f}"
             caption = (
                 f"annotation {before['id']}, {names.get(before['category_id'], before['category_id'])}, "
@@ -289,7 +288,7 @@ def in_form_of(segmentation: Segmentation, rle: Record, *, tolerance: float) -> 
     if not isinstance(segmentation, Mapping):
         return mask_to_polygons(decode_segmentation(rle, *rle["size"]), tolerance=tolerance)
     counts = rle["counts"]
-    is_plain = not isinstance(segmentation["counts"], str | bytes)
+    is_plain = isinstance(segmentation["counts"], list)
     return {**segmentation, "counts": run_lengths(counts).tolist() if is_plain else counts}
 
 

@@ -28,6 +28,7 @@ _PAGE = Template("""\
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1340px; margin: 2em auto; padding: 0 1em; color: #222; }
 table { border-collapse: collapse; }
 th, td { padding: .15em .8em; text-align: right; border-bottom: 1px solid #ddd; }
+th { position: sticky; top: 0; background: #fff; }
 th:first-child, td:first-child { text-align: left; }
 .scroll { max-height: 30em; overflow: auto; display: inline-block; }
 .bar { background: #40a0ff; height: .9em; }
@@ -35,7 +36,7 @@ td.bars { width: 24em; text-align: left; }
 .figures { display: flex; flex-wrap: wrap; gap: 1em; }
 figure { margin: 0; }
 figcaption { font-size: 13px; }
-img { display: block; border: 1px solid #ddd; }
+img { display: block; max-width: 100%; }
 pre { font: inherit; white-space: pre-wrap; }
 </style>
 </head>

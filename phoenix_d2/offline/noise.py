@@ -205,10 +205,10 @@ def draw_gallery(image: Image, target: NDArray[np.bool_], made: Sequence[MaskOfD
     occupied = (np.flatnonzero(extent.any(axis=axis)) for axis in (1, 0))
     window = tuple(slice(places[0], places[-1] + 1) for places in occupied)
     crop = np.ascontiguousarray(image[window])
-    # a margin that takes in the whole crop, so that all rows show the same
-    margin = float(max(crop.shape))
+    # all rows show the whole crop, and so the same
+    context = float(max(crop.shape))
     pictures = [
-        compare_masks(crop, {title: mask[window] for title, mask in rows[kind].items()}, margin=margin, side=192)
+        compare_masks(crop, {title: mask[window] for title, mask in rows[kind].items()}, context=context, side=192)
         for kind in sorted(rows)
     ]
     return contact_sheet(pictures, columns=1)

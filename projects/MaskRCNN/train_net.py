@@ -16,6 +16,8 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from phoenix_d2.arguments import errors_in_words
+
 CONFIG = Path(__file__).with_name("mask_rcnn_drawn.yaml")
 # number of pictures and seed of the data sets that are drawn
 DRAWN = {"output/drawn/train": (800, 1), "output/drawn/val": (40, 2)}
@@ -36,13 +38,13 @@ def setup(args: argparse.Namespace) -> Any:
     """The config of a run, its data sets drawn and registered."""
     from detectron2.engine import default_setup
 
-    from phoenix_d2.config import load_config
+    from phoenix_d2.config import load_config, override_config
     from phoenix_d2.data.datasets import register_folders
     from phoenix_d2.data.datasets.drawn import draw_dataset
     from projects.MaskRCNN import frozen_backbone  # noqa: F401, it registers itself
 
     cfg = load_config(args.config_file)
-    cfg.merge_from_list(args.opts)
+    override_config(cfg, args.opts)
     cfg.freeze()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in DRAWN.keys() & names:
@@ -54,25 +56,29 @@ def setup(args: argparse.Namespace) -> Any:
 
 
 def main(args: argparse.Namespace) -> None:
-    """Train and evaluate, or only evaluate."""
-    cfg = setup(args)
-    from detectron2.checkpoint import DetectionCheckpointer
-    from detectron2.engine import DefaultTrainer
+    """Train and evaluate, or only evaluate; what is wrong with arguments or files is said in a line before."""
+    # a missing checkpoint is an AssertionError of fvcore's
+    with errors_in_words(AssertionError):
+        cfg = setup(args)
+        from detectron2.checkpoint import DetectionCheckpointer
+        from detectron2.engine import DefaultTrainer
 
-    from phoenix_d2 import PhoenixRefiner
-    from phoenix_d2.evaluation.evaluators import BoundaryCOCOEvaluator
-    from phoenix_d2.modeling.hook import hook_of
+        from phoenix_d2 import PhoenixRefiner
+        from phoenix_d2.evaluation.evaluators import BoundaryCOCOEvaluator
+        from phoenix_d2.modeling.hook import hook_of
 
-    if args.eval_only:
-        model = DefaultTrainer.build_model(cfg)
-        DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
-    else:
-        trainer = DefaultTrainer(cfg)
-        trainer.resume_or_load(resume=args.resume)
+        refiner = PhoenixRefiner.from_pretrained(args.attach, device=cfg.MODEL.DEVICE) if args.attach else None
+        if args.eval_only:
+            model = DefaultTrainer.build_model(cfg)
+            DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
+        else:
+            trainer = DefaultTrainer(cfg)
+            trainer.resume_or_load(resume=args.resume)
+            model = trainer.model
+    if not args.eval_only:
         trainer.train()
-        model = trainer.model
-    if args.attach:
-        PhoenixRefiner.from_pretrained(args.attach, device=cfg.MODEL.DEVICE).attach(model)
+    if refiner is not None:
+        refiner.attach(model)
     folder = Path(cfg.OUTPUT_DIR, "refined" if hook_of(model) else "coarse")
     evaluators = [BoundaryCOCOEvaluator(name, output_dir=str(folder)) for name in cfg.DATASETS.TEST]
     DefaultTrainer.test(cfg, model, evaluators)

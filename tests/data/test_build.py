@@ -104,6 +104,16 @@ def test_an_unknown_dataset_is_named():
         register_folders(["no/such/folder"])
 
 
+def test_a_missing_annotation_file_is_found_before_training(tmp_path):
+    register_json("test_build_missing", str(tmp_path / "none.json"), str(tmp_path))
+    try:
+        with pytest.raises(FileNotFoundError, match=r"none\.json, of the dataset 'test_build_missing', is missing"):
+            register_folders(["test_build_missing"])
+    finally:
+        DatasetCatalog.remove("test_build_missing")
+        MetadataCatalog.remove("test_build_missing")
+
+
 def test_a_registered_json_keeps_annotation_ids(drawn_folder):
     name = "test_build_lvis_style"
     register_json(name, f"{drawn_folder}/instances.json", f"{drawn_folder}/images", evaluator_type="lvis")

@@ -6,6 +6,7 @@ import cv2
 import numpy as np
 import pytest
 import torch
+from detectron2.data.detection_utils import SizeMismatchError
 
 from phoenix_d2.data.dataset_mapper import RefinementDatasetMapper, _jitter
 from phoenix_d2.data.mask_json import encode_mask
@@ -253,7 +254,7 @@ def test_no_coarse_masks_where_no_annotation_has_one(dataset_dict):
 
 
 def test_an_image_of_another_size_than_announced(dataset_dict):
-    with pytest.raises(Exception, match=r"(?s)image\.png.*120.*90.*121"):
+    with pytest.raises(SizeMismatchError, match=r"(?s)image\.png.*120.*90.*121"):
         mapper()({**dataset_dict, "width": 121})
 
 

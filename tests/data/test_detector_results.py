@@ -56,6 +56,10 @@ def test_label_out_of_range(tmp_path, annotations):
     path = yolo(tmp_path, {"image_id": 139, "category_id": 2})
     with pytest.raises(ValueError, match=r"label 2 is none of the 2 categories, counted from 0\..*--first-label"):
         convert_results("ultralytics", path, annotations, first_label=0)
+    named = yolo(tmp_path, {"image_id": 139, "category_id": "dog"})
+    with pytest.raises(ValueError, match="label 'dog' is none of the 2 categories"):
+        convert_results("ultralytics", named, annotations, first_label=0)
+    path = yolo(tmp_path, {"image_id": 139, "category_id": 2})
     with pytest.raises(ValueError, match="category id 2 is not among"):
         convert_results("ultralytics", path, annotations)
 
@@ -101,8 +105,13 @@ def test_torchvision(tmp_path, annotations, dtype):
 @pytest.mark.parametrize(
     ("output", "message"),
     [
-        ({"labels": torch.ones(1), "scores": torch.ones(1)}, "dog.png: no tensors masks"),
-        ({"masks": torch.ones(2, 1, *SIZE), "labels": torch.ones(1), "scores": torch.ones(1)}, "expected .N, 1, H, W."),
+        ({"labels": torch.ones(1), "scores": torch.ones(1)}, "dog.png: tensors of .*; expected masks .N, 1, H, W."),
+        ({"masks": torch.ones(2, 1, *SIZE), "labels": torch.ones(1), "scores": torch.ones(1)}, "expected masks"),
+        ({"masks": torch.ones(1, 2, *SIZE), "labels": torch.ones(1), "scores": torch.ones(1)}, "expected masks"),
+        (
+            {"masks": torch.ones(1, *SIZE), "labels": torch.ones(1), "scores": torch.ones(1), "boxes": torch.ones(4)},
+            "expected masks",
+        ),
         ({"masks": torch.ones(1, 1, 9, 9), "labels": torch.ones(1), "scores": torch.ones(1)}, "the mask is 9 x 9"),
         (torch.ones(1), "expected a dict from the names of files"),
     ],
@@ -121,13 +130,15 @@ def test_files_that_hold_code_are_not_loaded(tmp_path, annotations):
 def test_masks_one_file_an_image_or_a_folder(tmp_path, annotations):
     labels = square() + 2 * square(15).astype(np.uint8)
     cv2.imwrite(str(tmp_path / "dog.png"), labels)
+    (tmp_path / "street" / "cat.v1").mkdir(parents=True)
+    cv2.imwrite(str(tmp_path / "street" / "cat.v1" / "0.png"), square(20) * np.uint8(1))
     (tmp_path / "000139").mkdir()
     for index, x in enumerate((0, 20)):
         cv2.imwrite(str(tmp_path / "000139" / f"{index}.png"), square(x) * np.uint8(255))
     results = convert_results("masks", tmp_path, annotations, category_id=3)
-    assert [each["image_id"] for each in results] == [7, 7, 9, 9]
+    assert [each["image_id"] for each in results] == [7, 7, 9, 9, 8]
     assert all((each["category_id"], each["score"]) == (3, 1.0) for each in results)
-    for result, x in zip(results, (0, 20, 5, 15), strict=True):
+    for result, x in zip(results, (0, 20, 5, 15, 20), strict=True):
         assert (decode_segmentation(result["segmentation"], *SIZE) == square(x)).all()
 
 

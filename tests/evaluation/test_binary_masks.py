@@ -57,10 +57,9 @@ def test_boundary_f_by_hand():
     # a diagonal of 100 pixels: tolerance of one pixel
     target = rectangle(10, 10, 30, 30)
     assert boundary_f(rectangle(11, 10, 31, 30), target) == 1
-    # two pixels off, the long sides' boundaries still lie within one pixel of the target's, the short ones' do not
-    shifted = boundary_f(rectangle(12, 10, 32, 30), target)
-    outer, missed = 4 * 20 + 1, 20 + 1 + 1
-    assert 1 - missed / outer - 0.25 < shifted < 1 - missed / outer + 0.25
+    # two pixels off: of the 80 pixels of each outline, 20 of each row and the two that end the near column's lie within
+    # one of the other outline
+    assert boundary_f(rectangle(12, 10, 32, 30), target) == pytest.approx(42 / 80)
     assert boundary_f(rectangle(50, 10, 70, 30), target) == 0
 
 

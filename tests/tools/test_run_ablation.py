@@ -73,6 +73,7 @@ def trained(monkeypatch):
     return runs
 
 
+@pytest.mark.slow
 def test_run_and_go_on(run, spec, trained, drawn_folder):
     annotations = load_annotations(Path(drawn_folder, "instances.json"))
     coarse = Path(drawn_folder, "coarse_small.json")

@@ -28,10 +28,12 @@ def register_folders(names: Iterable[str]) -> None:
     the decoder finds itself (`MODEL.PHOENIX.TARGET` "pseudo").
 
     Raises:
+        FileNotFoundError: a name is registered, and its annotation file is missing.
         ValueError: a name is neither registered nor such a folder.
     """
     for name in names:
         if name in DatasetCatalog:
+            _check_annotations(name)
             continue
         folder = Path(name)
         if (folder / "instances.json").is_file():
@@ -45,6 +47,16 @@ def register_folders(names: Iterable[str]) -> None:
                 f"Unknown dataset {name!r}: it is not registered, nor a folder with images/ and instances.json or "
                 "masks/, nor one of images. For published ones set DETECTRON2_DATASETS to the folder that holds them."
             )
+
+
+def _check_annotations(name: str) -> None:
+    """Find out before training that evaluation lacks its file."""
+    json_file = MetadataCatalog.get(name).get("json_file")
+    if json_file and not Path(json_file).is_file():
+        raise FileNotFoundError(
+            f"{json_file}, of the dataset {name!r}, is missing: set DETECTRON2_DATASETS to the folder that holds the "
+            "published data sets. docs/tasks says how they lie there, and which files a tool makes."
+        )
 
 
 def register_json(name: str, json_file: str, image_root: str, *, evaluator_type: str = "coco") -> None:
