@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from phoenix_d2.arguments import errors_in_words
+
 # benchmarks are not installed
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -44,10 +46,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
 def main(argv: list[str] | None = None) -> None:
     """Measure, print the table, and say in a line what went wrong."""
     args = parse_args(argv)
-    try:
+    with errors_in_words(ImportError, RuntimeError):
         print(run(args))
-    except (ImportError, OSError, RuntimeError, ValueError) as error:
-        sys.exit(f"error: {error}")
 
 
 def run(args: argparse.Namespace) -> str:

@@ -1,30 +1,28 @@
 """Contrastive mask refinement learning, CMRL (paper 3.4, B.6 and Algorithm 2).
 
-The three terms take the features of one mask as a list of its valid pixels. K is the number of
-these pixels, C the number of channels. Each term draws its own anchors, which leaves its
-expectation as in Algorithm 2, where the first two terms share them. A term that finds no failure
-pixel, or nothing to compare it with, is exactly zero and still part of the graph.
+The features of one mask are taken as a list of its valid pixels. K is the number of these pixels, C the number of
+channels. The failures that serve as anchors are drawn once for all three terms, each of which takes the first of its
+kind: the expectation of every term is that of Algorithm 2, and no anchor is compared with all pixels twice. A term that
+finds no failure pixel, or nothing to compare it with, is exactly zero and still part of the graph.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.utils.checkpoint import checkpoint
+from torch.autograd.function import once_differentiable
 
 from phoenix_d2.losses.regions import RefinementRegions
 
 InterForm: TypeAlias = Literal["logsumexp", "softplus"]
 """How the inter-class term repels: as Eq. (2) states it, or as Algorithm 2 does."""
 
-# anchors times all pixels of a 256 x 256 frame, for all masks of a batch, is gigabytes: this many anchors at a time
-# are compared with all pixels, and the products are made again in the backward pass instead of kept; blocks this small
-# stay in a CPU's cache, which makes it faster than one product
-_ANCHORS_AT_ONCE = 64
+# pixels that all anchors of a mask are compared with at a time: few enough for a CPU's cache
+_PIXELS_AT_ONCE = 2048
 
 
 class ContrastiveLosses(NamedTuple):
@@ -40,6 +38,7 @@ def cmrl_loss(
     regions: RefinementRegions,
     valid: Tensor,
     *,
+    projector: Callable[[Tensor], Tensor],
     temperature: float = 0.07,
     num_samples: int = 256,
     num_self_samples: int = 512,
@@ -48,171 +47,154 @@ def cmrl_loss(
 ) -> ContrastiveLosses:
     """The three contrastive terms, each averaged over all masks.
 
+    - Intra-class, Eq. (1), not negative: pulls failures to the correct pixels of their own class, foreground and
+      background added.
+    - Inter-class: pushes failures away from the other class, both directions added. As "logsumexp", Eq. (2), its
+      negatives are all pixels of the other class, failures included, and it has no lower bound of zero; as "softplus",
+      Algorithm 2, log(1 + exp) is summed over the other class' correct pixels only.
+    - Self-improvement, Eq. (3), not negative: pulls failures to the pixels that the refiner has mended.
+
     Masks are taken one by one, as in Algorithm 2, because their numbers of pixels differ.
 
     Args:
-        features: (N, C, s, s) float, projected and not yet normalised.
+        features: (N, C, s, s) float.
         regions: of the same N masks.
         valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
+        projector: maps (P, C) features of any pixels to the space in which they are compared, not yet normalised. It is
+            called once, with the valid pixels of the masks that have failures, also where there are none, so that its
+            parameters are always part of the graph.
         temperature: divides the cosine similarities. Not stated in the paper; our choice.
-        num_samples: most pixels drawn from a region, in the intra- and inter-class terms.
+        num_samples: most pixels drawn from a region, in the intra- and inter-class terms; the denominator of Eq. (1)
+            and (3) always counts all pixels.
         num_self_samples: the same in the self-improvement term.
-        inter_form: see `inter_class_loss`.
+        inter_form: see above.
         generator: draws the pixels; on any device.
     """
-    # the sum of nothing: zero, and tied to the graph even when there is no mask at all
-    total = features[:0].sum().expand(3)
-    valid = valid.expand(len(features), -1, -1)
-    for feature_map, inside, *mask_regions in zip(features, valid, *regions, strict=True):
-        pixels = F.normalize(feature_map[:, inside].T, dim=1)
-        pixel_regions = RefinementRegions(*(region[inside] for region in mask_regions))
-        terms = (
-            intra_class_loss(
-                pixels, pixel_regions, temperature=temperature, num_samples=num_samples, generator=generator
-            ),
-            inter_class_loss(
-                pixels,
-                pixel_regions,
-                temperature=temperature,
-                num_samples=num_samples,
-                form=inter_form,
-                generator=generator,
-            ),
-            self_improvement_loss(
-                pixels, pixel_regions, temperature=temperature, num_samples=num_self_samples, generator=generator
-            ),
+    failing = (regions.failure_fg | regions.failure_bg).flatten(1).any(dim=1)
+    inside = valid & failing[:, None, None]
+    pixels = F.normalize(projector(features.movedim(1, -1)[inside]), dim=1)
+    pixel_regions = torch.stack(regions)[:, inside]
+    num_pixels = inside.sum(dim=(1, 2)).tolist()
+    # the sum of nothing: zero, and tied to the graph even when there is no failure at all
+    total = pixels[:0].sum().expand(3)
+    for mask_pixels, mask_regions in zip(pixels.split(num_pixels), pixel_regions.split(num_pixels, dim=1), strict=True):
+        terms = _mask_terms(
+            mask_pixels,
+            RefinementRegions(*mask_regions),
+            temperature=temperature,
+            num_samples=num_samples,
+            num_self_samples=num_self_samples,
+            inter_form=inter_form,
+            generator=generator,
         )
         total = total + torch.stack(terms)
     return ContrastiveLosses(*(total / max(len(features), 1)).unbind())
 
 
-def intra_class_loss(
+def _mask_terms(
     pixels: Tensor,
     regions: RefinementRegions,
     *,
     temperature: float,
     num_samples: int,
+    num_self_samples: int,
+    inter_form: InterForm,
     generator: torch.Generator,
-) -> Tensor:
-    """Pull failures to the correct pixels of their own class, Eq. (1), foreground and background added.
+) -> ContrastiveLosses:
+    """The terms of one mask, from its (K, C) pixels of length 1 and their regions, (K,) bool; see `cmrl_loss`."""
+    correct_fg, correct_bg = regions.true_fg | regions.success_fg, regions.true_bg | regions.success_bg
+    negatives_fg, negatives_bg = correct_fg, correct_bg
+    if inter_form == "logsumexp":
+        negatives_fg, negatives_bg = correct_fg | regions.failure_fg, correct_bg | regions.failure_bg
 
-    Args:
-        pixels: (K, C) float, features of one mask's valid pixels, of length 1.
-        regions: of the same pixels, each (K,) bool.
-        temperature: divides the cosine similarities.
-        num_samples: most pixels drawn from a region; the denominator always counts all K.
-        generator: draws the pixels.
+    failures = _shuffled(regions.failure_fg | regions.failure_bg, generator)
+    anchors_fg = failures[regions.failure_fg[failures]][:num_samples]
+    anchors_bg = failures[regions.failure_bg[failures]][:num_samples]
+    anchors_self = failures[:num_self_samples]
+    mended = _shuffled(regions.success_fg | regions.success_bg, generator)[:num_self_samples]
+    pairs = (
+        (anchors_fg, _shuffled(correct_fg, generator)[:num_samples]),
+        (anchors_bg, _shuffled(correct_bg, generator)[:num_samples]),
+        (anchors_self, mended),
+        (anchors_fg, _shuffled(negatives_bg, generator)[:num_samples]),
+        (anchors_bg, _shuffled(negatives_fg, generator)[:num_samples]),
+    )
+    sides = [side for pair in pairs for side in pair]
+    # one gather for all: its gradient is as large as all pixels
+    sampled = pixels[torch.cat(sides)].split([len(side) for side in sides])
+    # dividing the smaller factor, not the product
+    intra_fg, intra_bg, own, inter_fg, inter_bg = (
+        (anchors / temperature) @ others.T for anchors, others in zip(sampled[::2], sampled[1::2], strict=True)
+    )
 
-    Returns:
-        Scalar, not negative.
-    """
-    losses = [
-        _info_nce(
-            _sample(pixels, failures, num_samples, generator),
-            _sample(pixels, correct, num_samples, generator),
-            pixels,
-            temperature,
-        )
-        for failures, correct in (
-            (regions.failure_fg, regions.true_fg | regions.success_fg),
-            (regions.failure_bg, regions.true_bg | regions.success_bg),
-        )
-    ]
-    return losses[0] + losses[1]
-
-
-def inter_class_loss(
-    pixels: Tensor,
-    regions: RefinementRegions,
-    *,
-    temperature: float,
-    num_samples: int,
-    form: InterForm,
-    generator: torch.Generator,
-) -> Tensor:
-    """Push failures away from the other class, both directions added.
-
-    Args:
-        pixels: (K, C) float, features of one mask's valid pixels, of length 1.
-        regions: of the same pixels, each (K,) bool.
-        temperature: divides the cosine similarities.
-        num_samples: most pixels drawn from a region.
-        form: "logsumexp" is Eq. (2), whose negatives are all pixels of the other class, failures
-            included; it has no lower bound of zero. "softplus" is Algorithm 2: log(1 + exp) summed
-            over the other class' correct pixels only.
-        generator: draws the pixels.
-
-    Returns:
-        Scalar.
-    """
-    negatives_fg, negatives_bg = regions.true_fg | regions.success_fg, regions.true_bg | regions.success_bg
-    repulsion: Callable[[Tensor, Tensor, float], Tensor] = _sum_softplus
-    if form == "logsumexp":
-        negatives_fg, negatives_bg = negatives_fg | regions.failure_fg, negatives_bg | regions.failure_bg
-        repulsion = _log_sum_exp
-    loss = pixels[:0].sum()
-    for failures, negatives in ((regions.failure_fg, negatives_bg), (regions.failure_bg, negatives_fg)):
-        anchors = _sample(pixels, failures, num_samples, generator)
-        others = _sample(pixels, negatives, num_samples, generator)
-        if len(anchors) and len(others):
-            loss = loss + repulsion(anchors, others, temperature).mean()
-    return loss
+    anchors = (anchors_fg, anchors_bg, anchors_self)
+    distinct, index = torch.cat(anchors).unique(return_inverse=True)
+    log_sums: Tensor = _LogSumExp.apply(pixels, distinct, temperature)
+    sums_fg, sums_bg, sums_self = log_sums[index].split([len(part) for part in anchors])
+    return ContrastiveLosses(
+        intra=_info_nce(intra_fg, sums_fg) + _info_nce(intra_bg, sums_bg),
+        inter=_repulsion(inter_fg, inter_form) + _repulsion(inter_bg, inter_form),
+        self_improvement=_info_nce(own, sums_self),
+    )
 
 
-def self_improvement_loss(
-    pixels: Tensor,
-    regions: RefinementRegions,
-    *,
-    temperature: float,
-    num_samples: int,
-    generator: torch.Generator,
-) -> Tensor:
-    """Pull failures to the pixels that the refiner has mended, Eq. (3).
-
-    Args:
-        pixels: (K, C) float, features of one mask's valid pixels, of length 1.
-        regions: of the same pixels, each (K,) bool.
-        temperature: divides the cosine similarities.
-        num_samples: most pixels drawn from a region; the denominator always counts all K.
-        generator: draws the pixels.
-
-    Returns:
-        Scalar, not negative.
-    """
-    failures = _sample(pixels, regions.failure_fg | regions.failure_bg, num_samples, generator)
-    successes = _sample(pixels, regions.success_fg | regions.success_bg, num_samples, generator)
-    return _info_nce(failures, successes, pixels, temperature)
-
-
-def _sample(pixels: Tensor, region: Tensor, num_samples: int, generator: torch.Generator) -> Tensor:
-    """(up to `num_samples`, C) pixels of a region, drawn uniformly and without repetition."""
+def _shuffled(region: Tensor, generator: torch.Generator) -> Tensor:
+    """The pixels of a (K,) bool region in random order: (up to K,) long."""
     inside = region.nonzero()[:, 0]
     order = torch.randperm(len(inside), generator=generator, device=generator.device)
-    return pixels[inside[order[:num_samples].to(inside.device)]]
+    return inside[order.to(inside.device)]
 
 
-def _info_nce(anchors: Tensor, positives: Tensor, pixels: Tensor, temperature: float) -> Tensor:
-    """Mean over the anchors of -log(sum over positives / sum over all pixels)."""
-    if len(anchors) == 0 or len(positives) == 0:
-        return pixels[:0].sum()
-    attraction = _log_sum_exp(anchors, positives, temperature)
-    partition = [
-        checkpoint(_log_sum_exp, block, pixels, temperature, use_reentrant=False, preserve_rng_state=False)
-        for block in torch.split(anchors, _ANCHORS_AT_ONCE)
-    ]
-    return (torch.cat(partition) - attraction).mean()
+def _info_nce(similarities: Tensor, log_sums: Tensor) -> Tensor:
+    """Mean over the anchors of -log(sum over positives / sum over all pixels).
+
+    Args:
+        similarities: (A, P) of anchors to their positives, over temperature.
+        log_sums: (A,) log of the sum over all pixels.
+    """
+    if similarities.numel() == 0:
+        return similarities.sum()
+    return (log_sums - similarities.logsumexp(dim=1)).mean()
 
 
-def _log_sum_exp(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """(anchors,) log of the summed exponentials, as in Eq. (1) to (3)."""
-    return _similarity(anchors, others, temperature).logsumexp(dim=1)
+def _repulsion(similarities: Tensor, form: InterForm) -> Tensor:
+    """Mean over the anchors of what (A, P) similarities to their negatives, over temperature, cost."""
+    if similarities.numel() == 0:
+        return similarities.sum()
+    if form == "logsumexp":
+        return similarities.logsumexp(dim=1).mean()
+    return F.softplus(similarities).sum(dim=1).mean()
 
 
-def _sum_softplus(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """(anchors,) sum of log(1 + exp), Algorithm 2's inter-class term."""
-    return F.softplus(_similarity(anchors, others, temperature)).sum(dim=1)
+class _LogSumExp(torch.autograd.Function):
+    """(A,) log of the summed exponentials of the similarities of some pixels, the anchors, to all (K, C) pixels.
 
+    A times K similarities of all masks of a batch would be gigabytes at 256 x 256: they are made block by block, and
+    again in the backward pass, which turns each block into its gradients at once.
+    """
 
-def _similarity(anchors: Tensor, others: Tensor, temperature: float) -> Tensor:
-    """(anchors, others) cosine similarity over temperature, which divides the smaller factor, not the product."""
-    return (anchors / temperature) @ others.T
+    @staticmethod
+    def forward(ctx: Any, pixels: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+        """Args: the pixels, the (A,) long indices of anchors among them, and what divides their products."""
+        scaled = pixels[anchors] / temperature
+        # nothing is more similar to an anchor than itself: no other maximum need be looked for
+        highest = (scaled * pixels[anchors]).sum(dim=1)
+        sums = torch.zeros_like(highest)
+        for block in pixels.split(_PIXELS_AT_ONCE):
+            sums += (scaled @ block.T).sub_(highest[:, None]).exp_().sum(dim=1)
+        log_sums = highest + sums.log()
+        ctx.save_for_backward(pixels, anchors, scaled, log_sums)
+        ctx.temperature = temperature
+        return log_sums
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        pixels, anchors, scaled, log_sums = ctx.saved_tensors
+        to_pixels, to_anchors = torch.empty_like(pixels), torch.zeros_like(scaled)
+        for block, to_block in zip(pixels.split(_PIXELS_AT_ONCE), to_pixels.split(_PIXELS_AT_ONCE), strict=True):
+            softmax = (scaled @ block.T).sub_(log_sums[:, None]).exp_()
+            torch.mm(softmax.T, scaled * gradient[:, None], out=to_block)
+            to_anchors.addmm_(softmax, block)
+        to_pixels.index_add_(0, anchors, to_anchors * (gradient / ctx.temperature)[:, None])
+        return to_pixels, None, None

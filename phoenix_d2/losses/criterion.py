@@ -22,7 +22,7 @@ class RefinementCriterion(nn.Module):
     trained, since inference compares them. Defaults are the paper's, but for those called ours.
 
     Args:
-        projector: maps (N, C, s, s) features into the space of CMRL. It is not run where CMRL is
+        projector: maps (..., C) features into the space of CMRL. It is not run where CMRL is
             off (weight 0 or no noisy masks): pass `nn.Identity()` there, since distributed
             training expects every trainable parameter in the graph.
         focal_weight: of the focal loss.
@@ -152,9 +152,10 @@ class RefinementCriterion(nn.Module):
         self, features: Tensor, regions: RefinementRegions, valid: Tensor, generator: torch.Generator
     ) -> dict[str, Tensor]:
         terms = cmrl_loss(
-            self.projector(features),
+            features,
             regions,
             valid,
+            projector=self.projector,
             temperature=self.temperature,
             num_samples=self.num_samples,
             num_self_samples=self.num_self_samples,

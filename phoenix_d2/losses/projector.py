@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from segment_anything.modeling.common import LayerNorm2d
-from torch import nn
+from torch import Tensor, nn
 
 
 class Projector(nn.Sequential):
     """1x1 convolutions with channel LayerNorm and GELU between them (paper B.6, Table 8g).
 
-    Maps (N, C, s, s) float to the same shape. The output is not normalised: `cmrl_loss` does that.
+    Maps (..., C) float to the same shape, any number of pixels. The output is not normalised: `cmrl_loss` does that.
 
     Args:
         channels: C; 32 in SAM's decoder.
@@ -28,3 +29,14 @@ class Projector(nn.Sequential):
                 layers += [LayerNorm2d(channels), nn.GELU()]
             layers.append(nn.Conv2d(channels, channels, kernel_size=1))
         super().__init__(*layers)
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        """Apply the layers as matrix products and PyTorch's fused normalisation: over twice as fast on a CPU."""
+        for layer in self:
+            if isinstance(layer, nn.Conv2d):
+                pixels = F.linear(pixels, layer.weight.flatten(1), layer.bias)
+            elif isinstance(layer, LayerNorm2d):
+                pixels = F.layer_norm(pixels, layer.weight.shape, layer.weight, layer.bias, layer.eps)
+            else:
+                pixels = layer(pixels)
+        return pixels

@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
-from phoenix_d2.losses.contrastive import (
-    ContrastiveLosses,
-    cmrl_loss,
-    inter_class_loss,
-    intra_class_loss,
-    self_improvement_loss,
-)
+from phoenix_d2.losses import contrastive
+from phoenix_d2.losses.contrastive import ContrastiveLosses
+from phoenix_d2.losses.projector import Projector
 from phoenix_d2.losses.regions import RefinementRegions, refinement_regions
 
 E = math.e
 RIGHT, UP = (1.0, 0.0), (0.0, 1.0)
+IDENTITY = nn.Identity()
 
 # One pixel of each region, one in none of them (the refiner's own error), two of padding: target, noisy, refined,
 # valid, feature. Failures look like the other class.
@@ -37,6 +36,13 @@ PIXELS = [
 
 def seeded(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def cmrl_loss(
+    features: Tensor, regions: RefinementRegions, valid: Tensor, *, projector: nn.Module = IDENTITY, **settings: Any
+) -> ContrastiveLosses:
+    """The loss, of features as they are."""
+    return contrastive.cmrl_loss(features, regions, valid, projector=projector, **settings)
 
 
 def hand_made() -> tuple[Tensor, RefinementRegions, Tensor]:
@@ -129,20 +135,6 @@ def test_no_failures(inter_form):
     assert_zero_with_graph(cmrl_loss(features, regions, valid, inter_form=inter_form, generator=seeded()), features)
 
 
-def test_each_term_alone_keeps_the_graph():
-    pixels, regions = equal_pixels(60)
-    pixels = pixels.clone().requires_grad_()
-    regions = regions._replace(failure_fg=regions.failure_fg & False, failure_bg=regions.failure_bg & False)
-    settings = {"temperature": 1.0, "num_samples": 10, "generator": seeded()}
-    for loss in (
-        intra_class_loss(pixels, regions, **settings),
-        inter_class_loss(pixels, regions, form="softplus", **settings),
-        self_improvement_loss(pixels, regions, **settings),
-    ):
-        (gradient,) = torch.autograd.grad(loss, pixels)
-        assert loss == 0 and not gradient.any()
-
-
 def test_no_masks():
     features, regions, valid = random_batch()
     features = features[:0].requires_grad_()
@@ -182,32 +174,121 @@ def test_seeds_repeat():
     assert all(first != second for first, second in zip(losses_of(1), losses_of(2), strict=True))
 
 
-def equal_pixels(num_pixels: int) -> tuple[Tensor, RefinementRegions]:
-    """Pixels with one and the same feature, every region of the same size."""
-    region = torch.arange(num_pixels) % 6
-    return torch.tensor([RIGHT]).expand(num_pixels, -1), RefinementRegions(*(region == i for i in range(6)))
+def equal_pixels(num_pixels: int) -> tuple[Tensor, RefinementRegions, Tensor]:
+    """Pixels of one mask with one and the same feature, every region of the same size."""
+    region = (torch.arange(num_pixels) % 6).view(1, 1, -1)
+    features = torch.tensor(RIGHT).view(1, 2, 1, 1).expand(1, 2, 1, num_pixels)
+    return features, RefinementRegions(*(region == i for i in range(6))), region >= 0
 
 
 def test_number_of_samples():
-    pixels, regions = equal_pixels(600)
-    settings = {"temperature": 1.0, "num_samples": 10, "generator": seeded()}
+    batch = equal_pixels(600)
+    settings = {"temperature": 1.0, "num_samples": 10, "num_self_samples": 20}
     # similarities are all 1, so the losses count pixels; the denominators always hold all 600
-    assert intra_class_loss(pixels, regions, **settings).item() == pytest.approx(2 * math.log(600 / 10))
-    assert self_improvement_loss(pixels, regions, **settings).item() == pytest.approx(math.log(600 / 10))
-    logsumexp = inter_class_loss(pixels, regions, form="logsumexp", **settings)
-    assert logsumexp.item() == pytest.approx(2 * math.log(10 * E))
-    softplus = inter_class_loss(pixels, regions, form="softplus", **settings)
-    assert softplus.item() == pytest.approx(2 * 10 * math.log(1 + E))
+    losses = cmrl_loss(*batch, **settings, generator=seeded())
+    assert losses.intra.item() == pytest.approx(2 * math.log(600 / 10))
+    assert losses.inter.item() == pytest.approx(2 * math.log(10 * E))
+    assert losses.self_improvement.item() == pytest.approx(math.log(600 / 20))
+    softplus = cmrl_loss(*batch, **settings, inter_form="softplus", generator=seeded())
+    assert softplus.inter.item() == pytest.approx(2 * 10 * math.log(1 + E))
 
 
 def test_samples_of_small_regions_are_not_repeated():
-    pixels, regions = equal_pixels(60)
-    loss = inter_class_loss(pixels, regions, temperature=1.0, num_samples=256, form="softplus", generator=seeded())
-    assert loss.item() == pytest.approx(2 * 20 * math.log(1 + E))
+    losses = cmrl_loss(*equal_pixels(60), temperature=1.0, inter_form="softplus", generator=seeded())
+    assert losses.inter.item() == pytest.approx(2 * 20 * math.log(1 + E))
+
+
+def test_sampled_anchors_keep_the_expectation():
+    # foreground and background failures are unequally many, and the other regions small enough to be drawn whole
+    sizes = (2, 2, 2, 2, 30, 10)
+    region = torch.arange(6).repeat_interleave(torch.tensor(sizes)).view(1, 1, -1)
+    regions = RefinementRegions(*(region == i for i in range(6)))
+    features = torch.randn(1, 4, 1, sum(sizes), generator=seeded())
+    settings = {"temperature": 1.0, "inter_form": "softplus"}
+    expected = cmrl_loss(features, regions, region >= 0, **settings, generator=seeded())
+    generator = seeded(1)
+    drawn = [
+        cmrl_loss(features, regions, region >= 0, **settings, num_samples=4, num_self_samples=4, generator=generator)
+        for _ in range(400)
+    ]
+    means = torch.tensor(drawn).mean(dim=0)
+    torch.testing.assert_close(means, torch.stack(expected), rtol=0.02, atol=0.02)
+    assert torch.tensor(drawn).std(dim=0).min() > 0.05
+
+
+def plain_losses(features: Tensor, regions: RefinementRegions, valid: Tensor, temperature: float) -> Tensor:
+    """Eq. (1) to (3) as they are written, of all pixels."""
+    losses = torch.zeros(3, dtype=features.dtype)
+    for pixels, inside, *masks in zip(features.flatten(2).mT, valid.flatten(1), *regions, strict=True):
+        true_fg, true_bg, success_fg, success_bg, failure_fg, failure_bg = (mask.flatten() for mask in masks)
+        exponentials = (F.normalize(pixels, dim=1) @ F.normalize(pixels, dim=1).T / temperature).exp()
+
+        def sums(anchors: Tensor, others: Tensor, exponentials: Tensor = exponentials) -> Tensor:
+            return exponentials[anchors][:, others].sum(dim=1)
+
+        for failure, correct, opposite in (
+            (failure_fg, true_fg | success_fg, true_bg | success_bg | failure_bg),
+            (failure_bg, true_bg | success_bg, true_fg | success_fg | failure_fg),
+        ):
+            losses[0] -= (sums(failure, correct) / sums(failure, inside)).log().mean()
+            losses[1] += sums(failure, opposite).log().mean()
+        failure, success = failure_fg | failure_bg, success_fg | success_bg
+        losses[2] -= (sums(failure, success) / sums(failure, inside)).log().mean()
+    return losses / len(features)
+
+
+# blocks that divide the pixels, that do not, and that hold them all
+@pytest.mark.parametrize("pixels_at_once", [36, 25, 1000])
+def test_loss_and_gradient_are_those_of_the_formulas(monkeypatch, pixels_at_once):
+    monkeypatch.setattr(contrastive, "_PIXELS_AT_ONCE", pixels_at_once)
+    features, regions, valid = random_batch()
+    features.requires_grad_()
+    plain = plain_losses(features, regions, valid.expand(3, -1, -1), 0.07)
+    ours = torch.stack(cmrl_loss(features, regions, valid, generator=seeded()))
+    torch.testing.assert_close(ours, plain)
+    for got, expected in zip(ours, plain, strict=True):
+        (gradient,) = torch.autograd.grad(got, features, retain_graph=True)
+        torch.testing.assert_close(gradient, torch.autograd.grad(expected, features, retain_graph=True)[0])
+
+
+@pytest.mark.parametrize("temperature", [0.001, 100.0])
+def test_no_exponential_overflows(temperature):
+    features, regions, valid = random_batch()
+    losses = cmrl_loss(features.float(), regions, valid, temperature=temperature, generator=seeded())
+    expected = cmrl_loss(features, regions, valid, temperature=temperature, generator=seeded())
+    torch.testing.assert_close(torch.stack(losses), torch.stack(expected).float(), rtol=1e-4, atol=1e-5)
+
+
+def test_projects_the_pixels_of_masks_with_failures_alone():
+    features, regions, valid = random_batch()
+    regions = regions._replace(
+        **{
+            name: getattr(regions, name) & (torch.arange(3) != 1)[:, None, None]
+            for name in ("failure_fg", "failure_bg")
+        }
+    )
+    projected: list[tuple[int, ...]] = []
+
+    def projector(pixels: Tensor) -> Tensor:
+        projected.append(tuple(pixels.shape))
+        return pixels
+
+    cmrl_loss(features, regions, valid, projector=projector, generator=seeded())
+    assert projected == [(2 * int(valid.sum()), 4)]
+
+
+def test_the_projector_stays_in_the_graph():
+    features, _, valid = random_batch()
+    target = torch.rand(features[:, 0].shape, generator=seeded()) > 0.5
+    projector = Projector(4).double()
+    no_failures = refinement_regions(target, ~target, target, valid)
+    losses = cmrl_loss(features, no_failures, valid, projector=projector, generator=seeded())
+    sum(losses).backward()
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in projector.parameters())
 
 
 def test_similarities_with_all_pixels_are_not_kept():
-    pixels, regions = equal_pixels(6000)
+    features, regions, valid = equal_pixels(6000)
     kept: list[int] = []
 
     def keep(tensor: Tensor) -> Tensor:
@@ -215,7 +296,6 @@ def test_similarities_with_all_pixels_are_not_kept():
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        intra_class_loss(
-            pixels.clone().requires_grad_(), regions, temperature=0.07, num_samples=100, generator=seeded()
-        )
-    assert kept and max(kept) <= pixels.numel()
+        settings = {"num_samples": 100, "num_self_samples": 100, "generator": seeded()}
+        cmrl_loss(features.clone().requires_grad_(), regions, valid, **settings)
+    assert kept and max(kept) <= features.numel()
