@@ -367,7 +367,7 @@ def _as_tuple(value: Any) -> Any:
 def _soft_iou(probabilities: Tensor, masks: Tensor) -> Tensor:
     """(N, s, s) probabilities and bool masks -> (N,) IoU by shares of pixels; 1 where both are empty."""
     intersection = (probabilities * masks).flatten(1).sum(1)
-    union = torch.where(masks, 1.0, probabilities).flatten(1).sum(1)
+    union = probabilities.flatten(1).sum(1) + masks.flatten(1).sum(1) - intersection
     return torch.where(union > 0, intersection / union.clamp(min=1e-6), 1.0)
 
 

@@ -6,13 +6,14 @@
 - **low-resolution**: the square in which the decoder reads and writes masks, a fixed fraction
   (a quarter, for SAM) of the model input.
 
-Coordinates are continuous, (x, y), with pixel centres at half-integers. Masks move between frames by
-separable linear maps, so that one matrix product a side replaces resize, crop and pad, and
-fractional borders stay exact.
+Coordinates are continuous, (x, y), with pixel centres at half-integers. Masks come to the low-resolution frame by a
+separable linear map, so that one matrix product a side replaces resize, crop and pad, and fractional borders stay
+exact.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -122,7 +123,15 @@ class Frame:
 
     def logits_to_window(self, logits: Tensor) -> Tensor:
         """Bilinear interpolation of (N, s, s) logits at the pixels of the window: (N, y1 - y0, x1 - x0) float32."""
-        return _resample(logits.float(), *self._low_res_to_window(logits.device))
+        stride = self.input_size // self.low_res_size
+        (height, width), spans = self.window_size, [resized / stride for resized in self.resized_size]
+        # the last pixel that holds any of the window bounds the interpolation: padding is never read
+        rows, columns = (max(math.ceil(span), 1) for span in spans)
+        # what F.interpolate calls, which takes either a size or a scale: here windows end within a pixel
+        upsampled: Tensor = torch.ops.aten.upsample_bilinear2d(
+            logits[:, None, :rows, :columns].float(), [height, width], False, height / spans[0], width / spans[1]
+        )
+        return upsampled[:, 0]
 
     @property
     def _scale(self) -> tuple[float, float]:
@@ -136,20 +145,12 @@ class Frame:
         height, width = (_area_matrix(source, resized / stride, self.low_res_size, device) for source, resized in sides)
         return height, width
 
-    def _low_res_to_window(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        stride = self.input_size // self.low_res_size
-        sides = zip(self.window_size, self.resized_size, strict=True)
-        height, width = (
-            _bilinear_matrix(self.low_res_size, resized / stride, target, device) for target, resized in sides
-        )
-        return height, width
-
 
 def _resample(maps: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
     """Apply one matrix along the rows and one along the columns of (N, h, w) maps."""
     # in half precision, as autocast would have it, outlines would move
     with torch.autocast(maps.device.type, enabled=False):
-        return rows @ maps @ columns.T
+        return rows @ (maps @ columns.T)
 
 
 @lru_cache(maxsize=64)
@@ -164,14 +165,3 @@ def _area_matrix(source: int, span: float, target: int, device: torch.device) ->
     pixel = torch.arange(target, dtype=torch.float64)[:, None]
     overlap = torch.minimum(high, pixel + 1) - torch.maximum(low, pixel)
     return overlap.clamp(min=0).float().to(device)
-
-
-@lru_cache(maxsize=64)
-def _bilinear_matrix(source: int, span: float, target: int, device: torch.device) -> Tensor:
-    """(target, source) weights of bilinear resampling: the first `span` of `source` pixels fill `target` pixels."""
-    centres = (torch.arange(target, dtype=torch.float64) + 0.5) * (span / target) - 0.5
-    # the last pixel that holds any of the span bounds the interpolation: padding is never read
-    last = max(int(-(-span // 1)) - 1, 0)
-    centres = centres.clamp(0, last)
-    distance = (centres[:, None] - torch.arange(source, dtype=torch.float64)).abs()
-    return (1 - distance).clamp(min=0).float().to(device)
