@@ -45,9 +45,8 @@ def main(args: argparse.Namespace) -> None:
         "Make noisy masks of drawn pictures", noisy, "degrade_json.py", "--annotations", annotations,
         "--kind", args.noise, "--output", noisy,
     )  # fmt: skip
-    # a gate, made to do good masks no harm, would keep many of these, which are all poor
     step(
-        "Refine them, whatever the gate says", refined, "refine_json.py", "--weights", weights, "--gate", "off",
+        "Refine them", refined, "refine_json.py", "--weights", weights,
         "--images", test / "images", "--annotations", annotations, "--input", noisy, "--output", refined,
     )  # fmt: skip
     step(
