@@ -65,7 +65,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     calibration.add_argument(
         "--margin", type=float, metavar="G",
-        help="least predicted gain of an accepted mask, as a share (default: the least at which no set loses)",
+        help="least predicted gain of an accepted mask whose source is unknown, as a share (default: such that no set "
+        "loses)",
     )  # fmt: skip
     parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="folders with coarse_*.json")
     parser.add_argument("--max-images", type=positive_int, metavar="N", help="images drawn for each set (default: all)")
@@ -169,7 +170,7 @@ def write_report(
         (folder / f"{output.stem}.gate.md").write_text(table + "\n")
         draw_reliability(predictions, folder / f"{output.stem}.gate.png")
     print(table)
-    print(f"A refined mask is accepted from a predicted gain of {100 * gate.margin:g} points on.")
+    print(f"A refined mask of a source unknown is accepted from a predicted gain of {100 * gate.margin:g} points on.")
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ def build_tiny_vit(*, early_features: bool = False) -> nn.Module:
     except ImportError as error:
         raise ImportError("TinyViT needs two more packages: pip install 'phoenix_d2[encoders]'.") from error
     encoder: nn.Module = sam_model_registry["vit_tiny"]().image_encoder
+    # its convolutions are a seventh faster so on a CPU (benchmarks/encoders.py)
+    encoder.to(memory_format=torch.channels_last)
     # hooks, since a wrapper would rename the parameters
     encoder.register_forward_hook(_with_early_features if early_features else _embedding_alone)
     encoder.register_load_state_dict_post_hook(_refresh_attention_biases)
