@@ -23,8 +23,9 @@ example:
       --images coco_val/images --annotations coco_val/instances.json --degrade mask_head polygon morphological \\
       --coarse attacked.json --test ccp wgisd sod
 
-The masks of --coarse are COCO results that name in "gt_id" the annotation that each is a prediction of; those without
-belong to the only object of their image. With --degrade, the annotations themselves are made coarse, in each kind at
+The masks of --coarse are COCO results: those of your detector on a labelled set make a gate for that detector. A record
+may name in "gt_id" the annotation that it is a prediction of; else that is the object that it overlaps most, and masks
+that overlap none by half are left out. With --degrade, the annotations themselves are made coarse, in each kind at
 each of --strengths (see degrade_json.py). --test names folders of instances.json, images/ and coarse_*.json, which only
 measure the gate.
 

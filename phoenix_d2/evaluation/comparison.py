@@ -6,17 +6,18 @@ taken mask by mask. Figures are percentages, differences percentage points.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
+import pycocotools.mask as mask_util
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from phoenix_d2.data.mask_json import Record
+from phoenix_d2.data.mask_json import Record, image_sizes, segmentation_to_rle
 from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_overlaps
 from phoenix_d2.offline.report import markdown_table
 from phoenix_d2.structures import RefinementStatus
@@ -96,6 +97,36 @@ def pair_by_image(annotations: Record, results: Sequence[Record]) -> list[Record
                 )
             result = {**result, "gt_id": ids[0]}
         paired.append(result)
+    return paired
+
+
+def pair_by_overlap(annotations: Record, results: Sequence[Record], *, min_iou: float = 0.5) -> list[Record]:
+    """Those of the results that are predictions of an object, each naming in `gt_id` its annotation.
+
+    Args:
+        annotations: content of an annotation file.
+        results: content of a results file; of records without `gt_id`, that of a detector say, each takes the object of
+            its image that its mask overlaps most, whatever the class, or the only one there is.
+        min_iou: less overlap with the best of several objects is with none: such results are left out.
+    """
+    sizes = image_sizes(annotations)
+    objects: dict[Any, list[Record]] = defaultdict(list)
+    for annotation in annotations["annotations"]:
+        if not annotation.get("iscrowd", 0):
+            objects[annotation["image_id"]].append(annotation)
+    paired = []
+    for result in results:
+        candidates, size = objects[result["image_id"]], sizes[result["image_id"]]
+        if "gt_id" in result:
+            paired.append(result)
+        elif len(candidates) == 1:
+            paired.append({**result, "gt_id": candidates[0]["id"]})
+        elif candidates:
+            rles = [segmentation_to_rle(record["segmentation"], *size) for record in (result, *candidates)]
+            overlaps = mask_util.iou(rles[:1], rles[1:], [0] * len(candidates))[0]
+            best = int(overlaps.argmax())
+            if overlaps[best] >= min_iou:
+                paired.append({**result, "gt_id": candidates[best]["id"]})
     return paired
 
 

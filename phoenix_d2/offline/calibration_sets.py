@@ -16,7 +16,7 @@ import numpy as np
 
 from phoenix_d2.data.degrade import degrade_annotations
 from phoenix_d2.data.mask_json import Record, load_annotations, load_results, write_json_atomically
-from phoenix_d2.evaluation.comparison import pair_by_image
+from phoenix_d2.evaluation.comparison import pair_by_overlap
 from phoenix_d2.gate import EVIDENCE
 from phoenix_d2.offline.calibrate import JudgedMasks, judge_image
 from phoenix_d2.offline.job import plan_job
@@ -66,17 +66,13 @@ class LabelledFolder:
         self.drawn = {ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:max_images]}
 
     def from_file(self, path: Path, *, name: str) -> LabelledSet:
-        """The masks of a results file; records without "gt_id" take the only object of their image.
+        """The masks of a results file that are predictions of an object: see `comparison.pair_by_overlap`.
 
         Raises:
             OSError: the file cannot be opened.
-            ValueError: it is malformed or does not belong here, or none of its masks lies in a drawn image.
+            ValueError: it is malformed or does not belong here, or none of its masks is of an object in a drawn image.
         """
-        try:
-            records = pair_by_image(self.annotations, load_results(path, annotations=self.annotations))
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
-        return self._set(name, records)
+        return self._set(name, pair_by_overlap(self.annotations, load_results(path, annotations=self.annotations)))
 
     def degraded(self, kinds: Sequence[str], strengths: Sequence[float]) -> Iterator[LabelledSet]:
         """The annotations themselves, made coarse in each kind at each strength (see `perturbation.DEGRADATIONS`).
@@ -92,7 +88,8 @@ class LabelledFolder:
         chosen = [record for record in records if record["image_id"] in self.drawn]
         if not chosen:
             raise ValueError(
-                f"The set {name!r} has no mask in the {len(self.drawn)} images that were drawn: raise --max-images."
+                f"The set {name!r} has no mask of an object in the {len(self.drawn)} images that were drawn: raise "
+                "--max-images, or check that masks and annotations belong together."
             )
         targets = {annotation["id"]: annotation for annotation in self.annotations["annotations"]}
         return LabelledSet(name, self.images, self.annotation_file, targets, chosen)

@@ -14,6 +14,7 @@ from phoenix_d2.evaluation.comparison import (
     compare,
     draw_gains,
     pair_by_image,
+    pair_by_overlap,
     score_masks,
     to_markdown,
 )
@@ -51,6 +52,22 @@ def test_bootstrap_agrees_with_the_standard_error():
     )
     assert interval == bootstrap_interval(values, range(400), num_samples=10000)
     assert interval != bootstrap_interval(values, range(400), num_samples=10000, seed=1)
+
+
+def test_detections_pair_with_what_they_overlap_most(dataset, prediction, square):
+    annotations = dataset([(1, 1, square(10)), (2, 1, square(10)), (2, 2, square(14)), (2, 1, square(60))])
+    results = [
+        prediction(1, 1, square(90)),  # alone in its image
+        prediction(2, 1, square(13)),  # nearer to the second, whose class is another
+        prediction(2, 1, square(40)),  # a mistake
+        prediction(2, 1, square(40), gt_id=2),
+    ]
+    paired = pair_by_overlap(annotations, results)
+    assert [result["gt_id"] for result in paired] == [1, 3, 2]
+    assert [result["segmentation"] for result in paired] == [results[i]["segmentation"] for i in (0, 1, 3)]
+    assert len(pair_by_overlap(annotations, results[2:3], min_iou=0.0)) == 1
+    annotations["annotations"] = [{**record, "iscrowd": 1} for record in annotations["annotations"]]
+    assert pair_by_overlap(annotations, results[:3]) == []
 
 
 def test_results_pair_with_the_only_object_of_their_image(dataset, prediction, square):

@@ -93,6 +93,17 @@ def test_weights_are_written_with_a_gate_and_its_figures(case, capsys, monkeypat
     assert json.loads(case.output.with_name("gated.gate.json").read_text()) == report
 
 
+def test_a_detectors_masks_find_their_objects(case, tmp_path):
+    detections = [{key: value for key, value in record.items() if key != "gt_id"} for record in case.coarse]
+    (tmp_path / "detections.json").write_text(json.dumps(detections))
+    reports = []
+    for path in (case.test / "coarse_hasty.json", tmp_path / "detections.json"):
+        case.run("--coarse", str(path))
+        (figures,) = json.loads(case.output.with_name("gated.gate.json").read_text())["sets"].values()
+        reports.append(figures)
+    assert 0.8 * reports[0]["masks"] < reports[1]["masks"] <= reports[0]["masks"]
+
+
 def test_a_set_of_files_and_drawn_images(case):
     case.run("--coarse", str(case.test / "coarse_hasty.json"), "--max-images", "2", "--margin", "0.2")
     report = json.loads(case.output.with_name("gated.gate.json").read_text())
@@ -108,11 +119,8 @@ def test_wrong_use_is_explained(case, tmp_path, capsys):
     shutil.copy(case.test / "instances.json", tmp_path)
     assert "holds no coarse_*.json" in case.error(*case.degrade, "--test", str(tmp_path))
     assert "a gate is calibrated on two at least" in case.error(*case.degrade, "--max-images", "1")
-    unpaired = [{key: value for key, value in record.items() if key != "gt_id"} for record in case.coarse]
-    (tmp_path / "unpaired.json").write_text(json.dumps(unpaired))
-    assert "unpaired.json: Result 0 (counted from 0) has no 'gt_id'" in case.error(
-        "--coarse", str(tmp_path / "unpaired.json")
-    )
+    (tmp_path / "none.json").write_text("[]")
+    assert "has no mask of an object" in case.error("--coarse", str(tmp_path / "none.json"))
     assert not case.output.exists()
 
 
