@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -108,6 +109,22 @@ class PhoenixRefiner:
     def options(self) -> RefineOptions:
         """Passes, chunk size and zoom, used where `refine` is not told otherwise."""
         return self.refiner.options
+
+    def with_options(self, **options: Any) -> PhoenixRefiner:
+        """The same network, its weights shared, with other options.
+
+            refiner.with_options(gate="off").attach(detector)
+
+        Args:
+            options: fields of `RefineOptions` to change.
+
+        Raises:
+            TypeError: there is no such option.
+            ValueError: an option is out of range.
+        """
+        network = copy.copy(self.refiner)
+        network.options = replace(self.options, **options)
+        return PhoenixRefiner(network)
 
     def refine(
         self,

@@ -112,6 +112,19 @@ def test_images_of_other_kinds_are_refused_with_the_remedy(
         predictor.refine(wrong, masks)
 
 
+def test_other_options_are_another_refiner_of_the_same_weights(
+    predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray
+) -> None:
+    once = predictor.with_options(num_iters=1)
+    assert once.options.num_iters == 1 and predictor.options.num_iters == 2
+    assert once.refine(image, masks).iou_trace.shape == (len(masks), 1)
+    np.testing.assert_array_equal(once.refine(image, masks).masks, predictor.refine(image, masks, num_iters=1).masks)
+    for ours, theirs in zip(once.refiner.parameters(), predictor.refiner.parameters(), strict=True):
+        assert ours is theirs
+    with pytest.raises(TypeError, match="passes"):
+        predictor.with_options(passes=1)
+
+
 def test_masks_must_be_bool(predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"masks > 0\.5"):
         predictor.refine(image, masks.astype(np.uint8))

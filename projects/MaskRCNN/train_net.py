@@ -45,6 +45,8 @@ def setup(args: argparse.Namespace) -> Any:
 
     cfg = load_config(args.config_file)
     override_config(cfg, args.opts)
+    if args.attach:
+        cfg.MODEL.REFINER.WEIGHTS = args.attach
     cfg.freeze()
     names = (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST)
     for name in DRAWN.keys() & names:
@@ -67,7 +69,7 @@ def main(args: argparse.Namespace) -> None:
         from phoenix_d2.evaluation.evaluators import BoundaryCOCOEvaluator
         from phoenix_d2.modeling.hook import hook_of
 
-        refiner = PhoenixRefiner.from_pretrained(args.attach, device=cfg.MODEL.DEVICE) if args.attach else None
+        refiner = PhoenixRefiner.from_config(cfg) if args.attach else None
         if args.eval_only:
             model = DefaultTrainer.build_model(cfg)
             DetectionCheckpointer(model).load(cfg.MODEL.WEIGHTS)
