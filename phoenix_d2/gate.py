@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phoenix_d2.ops.masks import mask_iou
+from phoenix_d2.options import RefineOptions
 
 EVIDENCE = (
     "refined_iou",
@@ -292,6 +293,30 @@ class RefinementGate:
     def familiarity(self, source: MaskSource) -> float:
         """How well a source is known, from 0 towards 1."""
         return source.num_masks / (source.num_masks + self.prior_masks)
+
+
+def judge(
+    evidence: Tensor, source: MaskSource, gate: RefinementGate | None, options: RefineOptions
+) -> tuple[Tensor, Tensor]:
+    """Which refined masks are accepted, by the gate that the options choose.
+
+    Args:
+        evidence: (N, F), see `EVIDENCE`.
+        source: of the masks.
+        gate: the calibrated one, if there is one.
+        options: which gate decides; without one all masks are accepted.
+
+    Returns:
+        (N,) bool, and the (N,) float gains predicted, NaN but from a calibrated gate.
+    """
+    unknown = torch.full_like(evidence[:, 0], torch.nan)
+    if options.gate == "fixed":
+        thresholds = {"min_iou": options.gate_min_iou, "min_overlap": options.gate_min_overlap}
+        return within_thresholds(evidence, **thresholds), unknown
+    if gate is None or not options.uses_calibrated_gate:
+        return torch.ones_like(unknown, dtype=torch.bool), unknown
+    predicted_gain = gate.predict_gain(evidence, source)
+    return gate.accepts(predicted_gain, source), predicted_gain
 
 
 def fit_gate(

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phoenix_d2.cascade import CascadeResult, run_cascade
-from phoenix_d2.gate import EVIDENCE, MaskSource, RefinementGate, edge_strength, measure_evidence, within_thresholds
+from phoenix_d2.gate import EVIDENCE, MaskSource, RefinementGate, edge_strength, judge, measure_evidence
 from phoenix_d2.ops.chunks import for_chunks
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.ops.masks import masks_to_boxes
@@ -212,7 +212,7 @@ class MaskRefiner(nn.Module):
 
         decoded = status == RefinementStatus.REFINED
         source = (source or MaskSource()) + MaskSource.of(evidence)
-        accepted, predicted_gain = self._judge(evidence, source, options)
+        accepted, predicted_gain = judge(evidence, source, self.gate, options)
         rejected = decoded & ~accepted
         keep(rejected, RefinementStatus.KEPT_REJECTED)
         if options.window_scale:
@@ -381,7 +381,7 @@ class MaskRefiner(nn.Module):
             frames = [replace(frame, window=tile.window) for tile in chunk]
             features = self._encode_windows(image, frames)
             passes, evidence = self._refine_chunk(features, [mask] * len(chunk), frames, UserCues(), options)
-            accepted, _ = self._judge(evidence, source, options)
+            accepted, _ = judge(evidence, source, self.gate, options)
             # a window that the decoder empties may show a part of the object that it takes for none
             accepted = accepted & (passes.logits > 0).flatten(1).any(1)
             for tile, window, logits, is_accepted in zip(chunk, frames, passes.logits, accepted.tolist(), strict=True):
@@ -390,17 +390,6 @@ class MaskRefiner(nn.Module):
 
         for_chunks(refine_tiles, tiles, options.masks_at_once(self.device.type))
         return blended > 0.5
-
-    def _judge(self, evidence: Tensor, source: MaskSource, options: RefineOptions) -> tuple[Tensor, Tensor]:
-        """Which refined masks of a source the gate accepts, (N,) bool, and the gains that it predicts, (N,) float."""
-        unknown = torch.full_like(evidence[:, 0], torch.nan)
-        if options.gate == "fixed":
-            thresholds = {"min_iou": options.gate_min_iou, "min_overlap": options.gate_min_overlap}
-            return within_thresholds(evidence, **thresholds), unknown
-        if not options.uses_calibrated_gate or self.gate is None:
-            return torch.ones_like(unknown, dtype=torch.bool), unknown
-        predicted_gain = self.gate.predict_gain(evidence, source)
-        return self.gate.accepts(predicted_gain, source), predicted_gain
 
     def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
         """Windows of an image as (n, C, h, w) embeddings and (n, s, s) edge strengths."""
