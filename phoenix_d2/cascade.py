@@ -30,7 +30,7 @@ class CascadeResult:
         ious: (N, T) float, predicted IoU of each pass.
         changes: (N, T) float, IoU of each pass' mask with the one before.
         coarse_iou: (N,) float, predicted IoU of the coarse masks; NaN from a decoder that makes no such prediction.
-        unanimity: (N,) float, of the last pass' candidates, see `gate.EVIDENCE`.
+        unanimity: (N,) float, of the last pass' candidates, see `evidence.EVIDENCE`.
     """
 
     logits: Tensor

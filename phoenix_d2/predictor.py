@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phoenix_d2.gate import MaskSource
+from phoenix_d2.evidence import MaskSource
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.checkpoint import save_refiner
 from phoenix_d2.sam.feature_cache import cache_embeddings

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phoenix_d2.cascade import CascadeResult, run_cascade
-from phoenix_d2.gate import EVIDENCE, MaskSource, RefinementGate, edge_strength, judge, measure_evidence
+from phoenix_d2.evidence import EVIDENCE, MaskSource, edge_strength, measure_evidence
+from phoenix_d2.gate import RefinementGate, judge
 from phoenix_d2.ops.chunks import for_chunks
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.ops.masks import masks_to_boxes

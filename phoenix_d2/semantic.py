@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from phoenix_d2.gate import MaskSource
+from phoenix_d2.evidence import MaskSource
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import RefinementResult, RefinementStatus

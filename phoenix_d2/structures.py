@@ -195,7 +195,7 @@ class RefinementResult:
         status: (N,) long, values of `RefinementStatus`.
         iou_trace: (N, T) float, predicted IoU after each pass; a mask that needed fewer passes repeats its last one's.
         change_trace: (N, T) float, IoU of each pass' mask with the mask it was given; as above.
-        evidence: (N, F) float, what the gate goes by, see `phoenix_d2.gate.EVIDENCE`; NaN for a mask that was not
+        evidence: (N, F) float, what the gate goes by, see `phoenix_d2.evidence.EVIDENCE`; NaN for a mask that was not
             decoded, and where there is none of a kind.
         predicted_gain: (N,) float, how much better the gate expects the refined mask to be; NaN for a mask kept
             as it was, and for all where no calibrated gate was asked.

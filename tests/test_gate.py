@@ -11,17 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from phoenix_d2.gate import (
-    ENOUGH_MASKS,
-    EVIDENCE,
-    MaskSource,
-    RefinementGate,
-    SourceMemory,
-    edge_strength,
-    fit_gate,
-    measure_evidence,
-    within_thresholds,
-)
+from phoenix_d2.evidence import ENOUGH_MASKS, EVIDENCE, MaskSource, SourceMemory, edge_strength, measure_evidence
+from phoenix_d2.gate import RefinementGate, fit_gate, within_thresholds
 
 SIDE = 16
 

@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.parallel import DataParallel, DistributedDataParallel
 
-from phoenix_d2.gate import SourceMemory
+from phoenix_d2.evidence import SourceMemory
 from phoenix_d2.modeling.refine_outputs import OUTPUTS, refine_output
 from phoenix_d2.refiner import MaskRefiner
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from detectron2.structures import Boxes, Instances
 from torch import Tensor
 
-from phoenix_d2.gate import SourceMemory
+from phoenix_d2.evidence import SourceMemory
 from phoenix_d2.ops.masks import masks_to_boxes
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.semantic import merge_labels, split_labels

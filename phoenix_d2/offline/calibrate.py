@@ -1,6 +1,6 @@
 """Calibrate a gate: refine labelled masks, see what each gains, fit the gate, and say what it would have decided.
 
-A gate meets masks of sources that it knows well or hardly at all (see `gate.MaskSource`): it is fitted, and judged,
+A gate meets masks of sources that it knows well or hardly at all (see `evidence.MaskSource`): it is fitted, and judged,
 with each set as the source that it is, with each image for itself, and with each mask for itself.
 
 The quality of a mask is the mean of its IoU and its Boundary IoU (band of 2 % of the image diagonal) with the target,
@@ -24,7 +24,8 @@ from numpy.typing import NDArray
 
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation
-from phoenix_d2.gate import MaskSource, RefinementGate, fit_gate
+from phoenix_d2.evidence import MaskSource
+from phoenix_d2.gate import RefinementGate, fit_gate
 from phoenix_d2.offline.job import ImageTask
 from phoenix_d2.ops.boundary import boundary_iou
 from phoenix_d2.predictor import PhoenixRefiner
@@ -52,7 +53,7 @@ class JudgedMasks:
     Attributes:
         image_ids: (N,) str.
         refined: (N,) bool, False for masks that were kept as they were, which no gate decides on.
-        evidence: (N, F) float, see `phoenix_d2.gate.EVIDENCE`.
+        evidence: (N, F) float, see `phoenix_d2.evidence.EVIDENCE`.
         before: (N, 2) float, IoU and Boundary IoU of the coarse masks with their targets.
         after: (N, 2) float, the same of the refined masks.
     """

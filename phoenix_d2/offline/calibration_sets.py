@@ -17,7 +17,7 @@ import numpy as np
 from phoenix_d2.data.degrade import degrade_annotations
 from phoenix_d2.data.mask_json import Record, load_annotations, load_results, write_json_atomically
 from phoenix_d2.evaluation.comparison import pair_by_overlap
-from phoenix_d2.gate import EVIDENCE
+from phoenix_d2.evidence import EVIDENCE
 from phoenix_d2.offline.calibrate import JudgedMasks, judge_image
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import refiner_fingerprint

@@ -28,7 +28,7 @@ from phoenix_d2.data.label_maps import (
     write_label_map,
 )
 from phoenix_d2.data.mask_json import Record, read_json
-from phoenix_d2.gate import MaskSource
+from phoenix_d2.evidence import MaskSource
 from phoenix_d2.offline.job import ImageOutcome
 from phoenix_d2.offline.journal import Journal, refiner_fingerprint
 from phoenix_d2.offline.run import BuildRefiner, RunOptions, build_first, run_tasks

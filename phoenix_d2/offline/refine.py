@@ -13,7 +13,7 @@ from phoenix_d2.baselines.base import Refiner
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask
 from phoenix_d2.data.visual_cues import cue_arrays, group_by_cues
-from phoenix_d2.gate import MaskSource
+from phoenix_d2.evidence import MaskSource
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
 from phoenix_d2.offline.report import without_nan
 from phoenix_d2.predictor import PhoenixRefiner

@@ -16,7 +16,7 @@ from torch.multiprocessing.spawn import ProcessContext, spawn
 from tqdm import tqdm
 
 from phoenix_d2.baselines.base import CropRefiner
-from phoenix_d2.gate import MaskSource
+from phoenix_d2.evidence import MaskSource
 from phoenix_d2.offline.job import ImageOutcome, RefinementJob, share
 from phoenix_d2.offline.journal import Journal, fingerprint_of
 from phoenix_d2.offline.refine import refine_image

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from phoenix_d2.baselines.base import Image, Mask, Refiner
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import decode_segmentation
-from phoenix_d2.gate import ENOUGH_MASKS, MaskSource, SourceMemory
+from phoenix_d2.evidence import ENOUGH_MASKS, MaskSource, SourceMemory
 from phoenix_d2.offline.job import ImageTask
 from phoenix_d2.predictor import PhoenixRefiner
 

@@ -22,7 +22,7 @@ from detectron2.structures import BitMasks, Boxes, Instances
 from detectron2.utils.events import EventStorage
 
 from phoenix_d2 import PhoenixRefiner
-from phoenix_d2.gate import ENOUGH_MASKS, MaskSource, SourceMemory
+from phoenix_d2.evidence import ENOUGH_MASKS, MaskSource, SourceMemory
 from phoenix_d2.modeling.hook import RefinerHook
 from phoenix_d2.modeling.refine_outputs import image_in_output_frame, refine_instances
 from phoenix_d2.modeling.refined_detector import RefinedDetectorWithTTA

@@ -11,7 +11,7 @@ pytest.importorskip("detectron2")
 
 from detectron2.structures import Boxes, Instances
 
-from phoenix_d2.gate import EVIDENCE
+from phoenix_d2.evidence import EVIDENCE
 from phoenix_d2.modeling.refine_outputs import image_in_output_frame, refine_instances, refine_output
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.structures import RefinementResult, RefinementStatus

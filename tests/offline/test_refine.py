@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from phoenix_d2.data.mask_json import decode_segmentation
-from phoenix_d2.gate import MaskSource
+from phoenix_d2.evidence import MaskSource
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.refine import refine_image
 from phoenix_d2.predictor import PhoenixRefiner

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from phoenix_d2.baselines import build_refiner as build_baseline
-from phoenix_d2.gate import ENOUGH_MASKS, EVIDENCE, MaskSource, RefinementGate
+from phoenix_d2.evidence import ENOUGH_MASKS, EVIDENCE, MaskSource
+from phoenix_d2.gate import RefinementGate
 from phoenix_d2.offline import run, survey
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import Journal

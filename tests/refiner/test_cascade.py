@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from phoenix_d2.cascade import CascadeResult, Predict, run_cascade
-from phoenix_d2.gate import EVIDENCE
+from phoenix_d2.evidence import EVIDENCE
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import MaskPrediction, Prompts, RefinementStatus
 from tests.refiner.scenes import SIDE, echo, image_of, random_rectangles, rectangles, statuses

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from phoenix_d2.gate import EVIDENCE, MaskSource, RefinementGate
+from phoenix_d2.evidence import EVIDENCE, MaskSource
+from phoenix_d2.gate import RefinementGate
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import RefinementStatus
 from tests.refiner.scenes import SIDE, gate_of, image_of, random_rectangles, rectangles, statuses

@@ -125,7 +125,7 @@ def test_wrong_use_is_explained(case, tmp_path, capsys):
 
 
 def test_the_gate_is_judged_without_the_images_that_it_was_fitted_to():
-    from phoenix_d2.gate import EVIDENCE
+    from phoenix_d2.evidence import EVIDENCE
     from phoenix_d2.offline.calibrate import JudgedMasks, calibrate
 
     rng = np.random.default_rng(0)
@@ -145,7 +145,7 @@ def test_the_gate_is_judged_without_the_images_that_it_was_fitted_to():
 
 def test_no_set_loses_and_what_can_gain_does():
     """One kind of evidence tells what gains; in the second set everything loses a little, whatever it says."""
-    from phoenix_d2.gate import EVIDENCE
+    from phoenix_d2.evidence import EVIDENCE
     from phoenix_d2.offline.calibrate import JudgedMasks, calibrate
 
     rng = np.random.default_rng(0)
