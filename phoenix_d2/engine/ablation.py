@@ -35,6 +35,7 @@ from phoenix_d2.engine.checkpointer import RefinerCheckpointer
 from phoenix_d2.engine.trainer import Trainer
 from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_iou
 from phoenix_d2.offline.ablation_report import AblationRun, Metrics, Scores
+from phoenix_d2.offline.decide import decide
 from phoenix_d2.offline.job import RefinementJob, plan_job
 from phoenix_d2.offline.refine import refine_image
 from phoenix_d2.predictor import PhoenixRefiner
@@ -363,7 +364,7 @@ class _Evaluation:
                 refiner.options = replace(usual, **options)
                 user = PhoenixRefiner(refiner)
                 outcomes = {task.image_id: refine_image(user, task) for task in given.job.tasks}
-                scores[name][way] = given.score(given.job.finished(outcomes))
+                scores[name][way] = given.score(given.job.finished(decide(given.job.tasks, outcomes, user)))
         return dict(scores)
 
 

@@ -20,6 +20,8 @@ from phoenix_d2.baselines import CropRefiner
 from phoenix_d2.data.degrade import degrade_annotations
 from phoenix_d2.data.mask_json import Record, load_annotations, load_results, read_json, write_json_atomically
 from phoenix_d2.evaluation.comparison import COARSE, Score, pair_by_image, score_masks
+from phoenix_d2.evidence import MaskSource
+from phoenix_d2.offline.decide import decide, decides_late
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import refiner_fingerprint
 from phoenix_d2.offline.perturb import perturb_tasks
@@ -262,15 +264,16 @@ def _refine(
 ) -> tuple[list[Record], Score]:
     job = plan_job(coarse_file, image_folder=entry.folder / "images", annotation_file=entry.folder / "instances.json")
     outcomes = {}
-    source = survey(refiner, job.tasks, read_scene)
+    source = MaskSource() if decides_late(refiner) else survey(refiner, job.tasks, read_scene)
     for task in job.tasks:
         outcome = outcomes[task.image_id] = refine_image(refiner, task, source=source)
         if outcome.error is not None:
             raise ValueError(outcome.error)
         progress(len(outcome.changes))
-    records = job.finished(outcomes)
-    statuses = [status for outcome in outcomes.values() for status in outcome.statuses]
-    seconds = sum(outcome.seconds for outcome in outcomes.values())
+    decided = decide(job.tasks, outcomes, refiner)
+    records = job.finished(decided)
+    statuses = [status for outcome in decided.values() for status in outcome.statuses]
+    seconds = sum(outcome.seconds for outcome in decided.values())
     return records, score_masks(entry.annotations, records, statuses=statuses, seconds=seconds)
 
 

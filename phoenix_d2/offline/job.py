@@ -69,6 +69,8 @@ class ImageOutcome:
         error: why the image could not be read.
         seconds: spent on the image.
         predicted_gains: of the gate, as in `RefinementResult`, one a record, None for NaN; none without statuses.
+        evidence: as in `RefinementResult`, a row a record, None for NaN, for a gate that decides at the end of the job
+            (`phoenix_d2.offline.decide`); none where there is nothing left to decide.
     """
 
     image_id: Any
@@ -77,6 +79,7 @@ class ImageOutcome:
     error: str | None
     seconds: float
     predicted_gains: Sequence[float | None] = ()
+    evidence: Sequence[Sequence[float | None]] = ()
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -14,6 +15,7 @@ from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import Record, decode_segmentation, encode_mask
 from phoenix_d2.data.visual_cues import cue_arrays, group_by_cues
 from phoenix_d2.evidence import MaskSource
+from phoenix_d2.offline.decide import decides_late
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
 from phoenix_d2.offline.report import without_nan
 from phoenix_d2.predictor import PhoenixRefiner
@@ -32,7 +34,8 @@ def refine_image(
         update_boxes: let "bbox" and "area" of a record follow its mask, where it has them.
 
     Returns:
-        The new "segmentation" of each refined mask, compressed RLE. An image that cannot be read leaves its masks as
+        The new "segmentation" of each refined mask, compressed RLE; all of them, with the evidence, where the gate is
+        to decide at the end of the job (`phoenix_d2.offline.decide`). An image that cannot be read leaves its masks as
         they were, which the outcome's `error` tells.
     """
     start = time.perf_counter()
@@ -44,15 +47,18 @@ def refine_image(
     num_records = len(task.records)
     changes: list[Record | None] = [None] * num_records
     statuses, gains = [0] * num_records, [0.0] * num_records
+    evidence: list[list[float]] = [[]] * num_records if decides_late(refiner) else []
     for rows in group_by_cues(task.records):
         records = [task.records[row] for row in rows]
         result = _refine_alike(refiner, image, records, source)
         for i, row in enumerate(rows):
             statuses[row], gains[row] = int(result.status[i]), float(result.predicted_gain[i])
+            if evidence:
+                evidence[row] = result.evidence[i].tolist()
             if statuses[row] == RefinementStatus.REFINED:
                 changes[row] = _changes(records[i], np.asarray(result.masks[i]), update_boxes)
     seconds = time.perf_counter() - start
-    return ImageOutcome(task.image_id, changes, statuses, None, seconds, without_nan(gains))
+    return ImageOutcome(task.image_id, changes, statuses, None, seconds, without_nan(gains), without_nan(evidence))
 
 
 def _refine_alike(
@@ -61,7 +67,8 @@ def _refine_alike(
     """Refine the masks of records that have the same kinds of cues; other refiners know neither cues nor sources."""
     masks = np.stack([decode_segmentation(record["segmentation"], *image.shape[:2]) for record in records])
     if isinstance(refiner, PhoenixRefiner):
-        return refiner.refine(image, masks, source=source, **cue_arrays(records))
+        options: dict[str, Any] = {"gate": "off"} if decides_late(refiner) else {}
+        return refiner.refine(image, masks, source=source, **cue_arrays(records), **options)
     return refiner.refine(image, masks)
 
 

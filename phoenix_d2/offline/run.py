@@ -5,7 +5,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from phoenix_d2.baselines.base import CropRefiner
 from phoenix_d2.evidence import MaskSource
+from phoenix_d2.offline.decide import decide, decides_late
 from phoenix_d2.offline.job import ImageOutcome, RefinementJob, share
 from phoenix_d2.offline.journal import Journal, fingerprint_of
 from phoenix_d2.offline.refine import refine_image
@@ -61,7 +62,7 @@ class RunOptions:
 
 def run_job(
     job: RefinementJob, journal: Journal, build_refiner: BuildRefiner, options: RunOptions
-) -> dict[Any, ImageOutcome]:
+) -> Mapping[Any, ImageOutcome]:
     """Refine the images of the journal's shard that are not finished yet, with a progress bar.
 
     A killed run can go on until the journal is removed, which is the caller's to do once its own output is written.
@@ -74,7 +75,7 @@ def run_job(
 
     Returns:
         All finished images by id, those of other shards too: one for every task of the job, unless the journal is of a
-        shard.
+        shard, whose images the gate has not decided on yet.
 
     Raises:
         OSError: the journal or the weights cannot be opened.
@@ -85,9 +86,10 @@ def run_job(
     finished = journal.outcomes()
     index, count = journal.shard
     tasks = [task for task in share(job.tasks, index - 1, count) if task.image_id not in finished]
-    source = survey(refiner, job.tasks, read_scene) if tasks else MaskSource()
+    source = survey(refiner, job.tasks, read_scene) if tasks and not decides_late(refiner) else MaskSource()
     refine = partial(refine_image, source=source, update_boxes=options.update_boxes)
-    return run_tasks(tasks, journal, refine, refiner, build_refiner, options)
+    outcomes = run_tasks(tasks, journal, refine, refiner, build_refiner, options)
+    return outcomes if count > 1 else decide(job.tasks, outcomes, refiner)
 
 
 def build_first(build_refiner: BuildRefiner, options: RunOptions) -> PhoenixRefiner | CropRefiner:

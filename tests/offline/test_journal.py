@@ -11,7 +11,9 @@ FINGERPRINT = {"input": "abc", "options": {"num_iters": 2, "sizes": (1, 2)}}
 
 
 def outcome(image_id):
-    return ImageOutcome(image_id, [None, {"bbox": [0.1, 1 / 3, 2, 3]}], [1, 0], None, 0.5, [None, 0.25])
+    return ImageOutcome(
+        image_id, [None, {"bbox": [0.1, 1 / 3, 2, 3]}], [1, 0], None, 0.5, [None, 0.25], [[None, 0.1], [1 / 3, 2.0]]
+    )
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from phoenix_d2.data.mask_json import decode_segmentation
 from phoenix_d2.evidence import MaskSource
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.refine import refine_image
+from phoenix_d2.options import RefineOptions
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementStatus
 
@@ -61,7 +63,7 @@ def test_an_unreadable_image_leaves_its_masks(refiner, tasks):
 def test_cues_reach_the_refiner_and_masks_without_any_keep_to_themselves(refiner, tasks):
     class Listener(PhoenixRefiner):
         def __init__(self):
-            self.heard = []
+            self.heard, self.refiner = [], SimpleNamespace(gate=None, options=RefineOptions())
 
         def refine(self, image, masks, *, source, **cues):
             assert source is known

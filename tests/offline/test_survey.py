@@ -71,8 +71,8 @@ def test_what_cannot_be_read_is_left_to_the_job(refiner, job):
     assert 0 < source.num_masks <= len(job.tasks[1].records)
 
 
-def test_all_images_of_a_job_are_decided_with_the_same_knowledge(refiner, job, tmp_path, monkeypatch):
-    known = []
+def test_a_job_is_surveyed_first_where_windows_build_on_what_the_gate_accepts(refiner, job, tmp_path, monkeypatch):
+    refiner, known = refiner.with_options(window_scale=1.0), []
     refine = PhoenixRefiner.refine
 
     def spy(self, image, masks, *, source=None, **options):
