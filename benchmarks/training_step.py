@@ -25,9 +25,9 @@ examples:
 
 Drawn pictures, one view an image, all of them in the cache before the first step that counts; batches are made in
 this process. Times are CPU time on one thread, which other work on the machine disturbs least; on CUDA, time of a
-clock. A part does not contain the others: "decoder" is forward, in the attack and the cascade too, and backward;
-"losses" forward and backward, as far as to what the decoder said; "perturbation" what else the attack does: gradients,
-above all.
+clock. A part does not contain the others: "decoder" is forward, in the attack and the cascade too, and backward, that
+of a trained neck of the encoder included, whose forward pass is "neck"; "losses" forward and backward, as far as
+to what the decoder said; "perturbation" what else the attack does: gradients, above all.
 """
 
 _OVERHEAD = ("data", "prompts", "losses")
@@ -179,7 +179,8 @@ def _instrument(model: Any, stopwatch: Stopwatch) -> None:
         with stopwatch.part(name):
             return function(*arguments, **keywords)
 
-    refiner = model.refiner
+    refiner, neck = model.refiner, model.cached_encoder.neck
+    neck.forward = partial(counted, "neck", neck.forward)
     model.load_batch = partial(counted, "data", model.load_batch)
     model.perturb = partial(counted, "perturbation", model.perturb)
     refiner.prompter = _CountedPrompter(refiner.prompter, stopwatch)

@@ -85,7 +85,7 @@ def test_a_run_is_measured(tmp_path: Any) -> None:
 def test_a_training_step_is_taken_apart(cfg: Any, tmp_path: Any) -> None:
     """Gradients that go through the losses and the decoder one after the other are those of a whole step."""
     seconds = training_step.measure(cfg, tmp_path, weights="", num_steps=2, num_images=2)
-    expected = {"data", "rest of the step", "perturbation", "prompts", "decoder", "losses", "optimizer"}
+    expected = {"data", "neck", "rest of the step", "perturbation", "prompts", "decoder", "losses", "optimizer"}
     assert set(seconds) == expected and min(seconds.values()) > 0
 
     features = torch.randn(2, 3, 4, 4, requires_grad=True)

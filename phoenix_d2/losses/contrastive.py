@@ -8,7 +8,7 @@ finds no failure pixel, or nothing to compare it with, is exactly zero and still
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -23,6 +23,8 @@ InterForm: TypeAlias = Literal["logsumexp", "softplus"]
 
 # pixels that all anchors of a mask are compared with at a time: few enough for a CPU's cache
 _PIXELS_AT_ONCE = 2048
+# shorter vectors have no direction
+_EPS = 1e-12
 
 
 class ContrastiveLosses(NamedTuple):
@@ -72,11 +74,13 @@ def cmrl_loss(
     """
     failing = (regions.failure_fg | regions.failure_bg).flatten(1).any(dim=1)
     inside = valid & failing[:, None, None]
-    pixels = F.normalize(projector(features.movedim(1, -1)[inside]), dim=1)
+    pixels = projector(features.movedim(1, -1)[inside])
     pixel_regions = torch.stack(regions)[:, inside]
-    num_pixels = inside.sum(dim=(1, 2)).tolist()
-    # the sum of nothing: zero, and tied to the graph even when there is no failure at all
-    total = pixels[:0].sum().expand(3)
+    num_pixels = inside[failing].sum(dim=(1, 2)).tolist()
+    if not num_pixels:
+        # the sum of nothing: zero, and tied to the graph
+        return ContrastiveLosses(*pixels.sum().expand(3).unbind())
+    total = torch.zeros(3, device=pixels.device)
     for mask_pixels, mask_regions in zip(pixels.split(num_pixels), pixel_regions.split(num_pixels, dim=1), strict=True):
         terms = _mask_terms(
             mask_pixels,
@@ -88,7 +92,7 @@ def cmrl_loss(
             generator=generator,
         )
         total = total + torch.stack(terms)
-    return ContrastiveLosses(*(total / max(len(features), 1)).unbind())
+    return ContrastiveLosses(*(total / len(features)).unbind())
 
 
 def _mask_terms(
@@ -101,7 +105,7 @@ def _mask_terms(
     inter_form: InterForm,
     generator: torch.Generator,
 ) -> ContrastiveLosses:
-    """The terms of one mask, from its (K, C) pixels of length 1 and their regions, (K,) bool; see `cmrl_loss`."""
+    """The terms of one mask, from its (K, C) pixels and their regions, (K,) bool; see `cmrl_loss`."""
     correct_fg, correct_bg = regions.true_fg | regions.success_fg, regions.true_bg | regions.success_bg
     negatives_fg, negatives_bg = correct_fg, correct_bg
     if inter_form == "logsumexp":
@@ -121,7 +125,7 @@ def _mask_terms(
     )
     sides = [side for pair in pairs for side in pair]
     # one gather for all: its gradient is as large as all pixels
-    sampled = pixels[torch.cat(sides)].split([len(side) for side in sides])
+    sampled = F.normalize(pixels[torch.cat(sides)], dim=1, eps=_EPS).split([len(side) for side in sides])
     # dividing the smaller factor, not the product
     intra_fg, intra_bg, own, inter_fg, inter_bg = (
         (anchors / temperature) @ others.T for anchors, others in zip(sampled[::2], sampled[1::2], strict=True)
@@ -170,31 +174,48 @@ class _LogSumExp(torch.autograd.Function):
     """(A,) log of the summed exponentials of the similarities of some pixels, the anchors, to all (K, C) pixels.
 
     A times K similarities of all masks of a batch would be gigabytes at 256 x 256: they are made block by block, and
-    again in the backward pass, which turns each block into its gradients at once.
+    again in the backward pass, which turns each block into its gradients at once. Pixels are brought to length 1 block
+    by block too, while they are in a CPU's cache.
     """
 
     @staticmethod
     def forward(ctx: Any, pixels: Tensor, anchors: Tensor, temperature: float) -> Tensor:
-        """Args: the pixels, the (A,) long indices of anchors among them, and what divides their products."""
-        scaled = pixels[anchors] / temperature
+        """Args: the pixels, the (A,) long indices of anchors among them, and what divides their similarities."""
+        lengths = torch.linalg.vector_norm(pixels, dim=1, keepdim=True).clamp_(min=_EPS)
+        units = pixels[anchors] / lengths[anchors]
+        scaled = units / temperature
         # nothing is more similar to an anchor than itself: no other maximum need be looked for
-        highest = (scaled * pixels[anchors]).sum(dim=1)
+        highest = (scaled * units).sum(dim=1)
         sums = torch.zeros_like(highest)
-        for block in pixels.split(_PIXELS_AT_ONCE):
-            sums += (scaled @ block.T).sub_(highest[:, None]).exp_().sum(dim=1)
+        for block, block_lengths in _blocks(pixels, lengths):
+            sums += (scaled @ (block / block_lengths).T).sub_(highest[:, None]).exp_().sum(dim=1)
         log_sums = highest + sums.log()
-        ctx.save_for_backward(pixels, anchors, scaled, log_sums)
+        ctx.save_for_backward(pixels, lengths, anchors, units, log_sums)
         ctx.temperature = temperature
         return log_sums
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        pixels, anchors, scaled, log_sums = ctx.saved_tensors
-        to_pixels, to_anchors = torch.empty_like(pixels), torch.zeros_like(scaled)
-        for block, to_block in zip(pixels.split(_PIXELS_AT_ONCE), to_pixels.split(_PIXELS_AT_ONCE), strict=True):
-            softmax = (scaled @ block.T).sub_(log_sums[:, None]).exp_()
-            torch.mm(softmax.T, scaled * gradient[:, None], out=to_block)
-            to_anchors.addmm_(softmax, block)
-        to_pixels.index_add_(0, anchors, to_anchors * (gradient / ctx.temperature)[:, None])
+        pixels, lengths, anchors, units, log_sums = ctx.saved_tensors
+        scaled = units / ctx.temperature
+        weighted = scaled * gradient[:, None]
+        to_pixels, to_anchors = torch.empty_like(pixels), torch.zeros_like(units)
+        for block, block_lengths, to_block in _blocks(pixels, lengths, to_pixels):
+            others = block / block_lengths
+            softmax = (scaled @ others.T).sub_(log_sums[:, None]).exp_()
+            to_block.copy_(_to_any_length(softmax.T @ weighted, others, block_lengths))
+            to_anchors.addmm_(softmax, others)
+        to_anchors *= gradient[:, None] / ctx.temperature
+        to_pixels.index_add_(0, anchors, _to_any_length(to_anchors, units, lengths[anchors]))
         return to_pixels, None, None
+
+
+def _to_any_length(gradient: Tensor, units: Tensor, lengths: Tensor) -> Tensor:
+    """The (P, C) gradient of vectors whose directions, (P, C) of length 1, have the given one."""
+    along: Tensor = (gradient * units).sum(dim=1, keepdim=True)
+    return (gradient - along * units) / lengths
+
+
+def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    return zip(*(each.split(_PIXELS_AT_ONCE) for each in rows), strict=True)
