@@ -189,7 +189,7 @@ class _LogSumExp(torch.autograd.Function):
         sums = torch.zeros_like(highest)
         for block, block_lengths in _blocks(pixels, lengths):
             sums += (scaled @ (block / block_lengths).T).sub_(highest[:, None]).exp_().sum(dim=1)
-        log_sums = highest + sums.log()
+        log_sums: Tensor = highest + sums.log()
         ctx.save_for_backward(pixels, lengths, anchors, units, log_sums)
         ctx.temperature = temperature
         return log_sums
