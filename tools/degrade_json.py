@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import errors_in_words
+from phoenix_d2.arguments import errors_in_words, strength
 
 _KINDS = """Kinds, from strength 0 to 1:
   mask_head      squeezed through the grid of a detector's mask head, 56 x 56 to 7 x 7 (28 x 28 at 1/3)
@@ -33,7 +33,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, required=True, metavar="JSON", help="results to write; records carry gt_id"
     )
     parser.add_argument("--kind", default="mask_head", help="see below (default: mask_head)")
-    parser.add_argument("--strength", type=float, default=0.5, help="from 0 to 1 (default: 0.5)")
+    parser.add_argument(
+        "--strength", type=strength, default=0.5, metavar="S", help="from 0 to 1, fractions too (default: 0.5)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     attack = parser.add_argument_group("adversarial")
     attack.add_argument("--weights", metavar="FILE", help="of the refiner whose decoder is attacked, or their name")
