@@ -19,9 +19,9 @@ from phoenix_d2.evidence import EVIDENCE, MaskSource, edge_strength, measure_evi
 from phoenix_d2.gate import RefinementGate, judge
 from phoenix_d2.ops.chunks import for_chunks
 from phoenix_d2.ops.frames import Frame
-from phoenix_d2.ops.masks import masks_to_boxes
-from phoenix_d2.ops.windows import Tile, outline, tiles_along, zoom_window
+from phoenix_d2.ops.windows import Tile, outline, tiles_along
 from phoenix_d2.options import RefineOptions
+from phoenix_d2.plan import MIN_LOW_RES_AREA, plan_masks
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.prompting.cues import UserCues
 from phoenix_d2.sam.decoder import MaskDecoder
@@ -32,9 +32,6 @@ if TYPE_CHECKING:
     from phoenix_d2.sam.feature_cache import CachedEncoder
 
 __all__ = ["MaskRefiner", "RefineOptions"]
-
-# a mask of fewer low-resolution pixels says too little to be prompted with
-_MIN_LOW_RES_AREA = 16
 
 
 class MaskRefiner(nn.Module):
@@ -247,26 +244,8 @@ class MaskRefiner(nn.Module):
         Returns:
             (N,) long, values of `RefinementStatus`, and by index the frames of those that are to be refined.
         """
-        options, cues = options or self.options, cues or UserCues()
         whole = self.frame((masks.shape[1], masks.shape[2]))
-        boxes = masks_to_boxes(masks)
-        # one by one: summing bool masks at once would first spread each pixel over eight bytes
-        areas = torch.stack([mask.count_nonzero() for mask in masks]) if len(masks) else masks.new_zeros(0)
-        low_res_area = areas * (self.low_res_size / max(whole.window_size)) ** 2
-        small = low_res_area < _MIN_LOW_RES_AREA
-        status = torch.full((len(masks),), int(RefinementStatus.REFINED), device=masks.device)
-        if not options.zoom_small:
-            status[small] = int(RefinementStatus.KEPT_SMALL)
-        status[boxes[:, 2] == 0] = int(RefinementStatus.KEPT_EMPTY)
-
-        frames = {}
-        plan = zip(status.tolist(), small.tolist(), cues.around(boxes).tolist(), strict=True)
-        for i, (mask_status, is_small, box) in enumerate(plan):
-            if mask_status == RefinementStatus.REFINED:
-                x0, y0, x1, y1 = window = zoom_window(whole.image_size, box, options.zoom_context)
-                zoom = is_small or max(x1 - x0, y1 - y0) < options.zoom_below * max(whole.image_size)
-                frames[i] = replace(whole, window=window) if zoom else whole
-        return status, frames
+        return plan_masks(masks, whole, options or self.options, cues or UserCues())
 
     def _refine_frames(
         self,
@@ -374,7 +353,7 @@ class MaskRefiner(nn.Module):
         tiles = [
             tile
             for tile in tiles_along(edge, frame.window, side)
-            if mask[tile.slices].count_nonzero() * scale >= _MIN_LOW_RES_AREA
+            if mask[tile.slices].count_nonzero() * scale >= MIN_LOW_RES_AREA
         ]
         blended = mask.float()
 
