@@ -120,6 +120,17 @@ class Predictions:
     gains: Floats
     unfamiliarity: Floats
 
+    @classmethod
+    def unknown(cls, num_masks: int) -> Predictions:
+        """Nothing, of any mask."""
+        return cls(np.full(num_masks, np.nan), np.ones(num_masks))
+
+    def with_rows(self, rows: NDArray[np.bool_], part: Predictions) -> Predictions:
+        """The same, with those of a part in its rows."""
+        gains, unfamiliarity = self.gains.copy(), self.unfamiliarity.copy()
+        gains[rows], unfamiliarity[rows] = part.gains, part.unfamiliarity
+        return Predictions(gains, unfamiliarity)
+
     def accepted(self, margin: float) -> NDArray[np.bool_]:
         """(N,) bool, the masks that a gate of this margin accepts."""
         accepted: NDArray[np.bool_] = self.gains >= margin * self.unfamiliarity
@@ -274,17 +285,15 @@ def _predict_held_out(sets: Mapping[str, JudgedMasks], ridge: float) -> dict[str
         raise ValueError(f"Masks of {len(ids)} image(s) were refined: a gate is calibrated on two at least.")
     images = sorted(ids, key=lambda image: zlib.crc32(image.encode()))
     predictions: dict[str, dict[Known, Predictions]] = {
-        name: {known: Predictions(np.full(len(masks), np.nan), np.ones(len(masks))) for known in get_args(Known)}
-        for name, masks in sets.items()
+        name: dict.fromkeys(get_args(Known), Predictions.unknown(len(masks))) for name, masks in sets.items()
     }
     for fold in range(min(_NUM_FOLDS, len(images))):
         held_out = {name: np.isin(masks.image_ids, images[fold::_NUM_FOLDS]) for name, masks in sets.items()}
         gate = _fit([masks[~held_out[name]] for name, masks in sets.items()], ridge)
         for name, by_known in predictions.items():
+            rows = held_out[name]
             for known, prediction in by_known.items():
-                part = predict(gate, sets[name][held_out[name]], known)
-                prediction.gains[held_out[name]] = part.gains
-                prediction.unfamiliarity[held_out[name]] = part.unfamiliarity
+                by_known[known] = prediction.with_rows(rows, predict(gate, sets[name][rows], known))
     return predictions
 
 
