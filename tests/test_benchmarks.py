@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,8 +18,10 @@ from benchmarks import (
     processes,
     refine,
     startup,
+    stride,
     training_step,
 )
+from phoenix_d2.data.mask_json import encode_mask
 from phoenix_d2.structures import MaskPrediction
 
 
@@ -98,6 +102,37 @@ def test_a_training_step_is_taken_apart(cfg: Any, tmp_path: Any) -> None:
     losses, _ = training_step._backward_at_once(criterion, prediction)
     (parts,) = torch.autograd.grad(losses["loss"], features)
     torch.testing.assert_close(parts, whole)
+
+
+def test_masks_of_whole_pixels_survive_and_finer_strides_leave_more(tmp_path: Any) -> None:
+    import json
+
+    aligned, odd = np.zeros((64, 64), bool), np.zeros((64, 64), bool)
+    aligned[16:48, 8:32] = True
+    odd[3:60, 5:7] = True
+    odd[20:37, 11:50] = True
+    rows = stride.measure([aligned], input_size=64, strides=[4, 1], zooms=[0.0])
+    assert [(row["stride"], row["logits"]) for row in rows] == list(product([4, 1], ["shares", "whole pixels"]))
+    assert all(row["masks"] == 1 and row["bIoU 1 %"] > 90 for row in rows) and rows[-1]["IoU"] == 100
+
+    coarse, _, fine, _ = stride.measure([odd], input_size=64, strides=[4, 1], zooms=[0.0])
+    (zoomed, _) = stride.measure([odd], input_size=64, strides=[4], zooms=[1.0])
+    assert coarse["IoU"] < 90 and fine["IoU"] == 100 and zoomed["IoU"] >= coarse["IoU"]
+    with pytest.raises(ValueError, match=r"strides \[3\] do not divide the input size 64"):
+        stride.measure([odd], input_size=64, strides=[3], zooms=[0.0])
+
+    annotations = {
+        "images": [{"id": 1, "height": 64, "width": 64}],
+        "categories": [{"id": 1, "name": "thing"}],
+        "annotations": [
+            {"id": i, "image_id": 1, "category_id": 1, "iscrowd": i == 1, "segmentation": encode_mask(mask)}
+            for i, mask in enumerate((aligned, odd, odd))
+        ],
+    }
+    path, output = tmp_path / "instances.json", tmp_path / "stride.json"
+    path.write_text(json.dumps(annotations))
+    stride.main(["--annotations", str(path), "--output", str(output), "--max-masks", "3", "--strides", "2"])
+    assert {row["masks"] for row in json.loads(output.read_text())} == {2}
 
 
 def test_start_up_is_measured() -> None:
