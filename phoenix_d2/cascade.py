@@ -83,7 +83,8 @@ def run_cascade(predict: Predict, coarse_masks: Tensor, valid: Tensor, options: 
         result.logits[going] = torch.where(alive[:, None, None], logits, result.logits[going])
         masks[going] = torch.where(alive[:, None, None], new_masks.to(given.dtype), given)
         # the first pass is given shares of pixels, the second one whole pixels: an equal mask is another prompt
-        going = going[alive & (change < options.stop_overlap if t else True)]
+        may_stop = t > 0 or options.stop_overlap < 1
+        going = going[alive & (change < options.stop_overlap if may_stop else True)]
         if not len(going):
             break
     return result
