@@ -42,13 +42,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="model-input pixels a low-resolution pixel (default: 4 2 1)",
     )  # fmt: skip
     parser.add_argument(
-        "--zoom-below",
-        type=float,
-        nargs="+",
-        default=[0.0, 0.7],
-        metavar="Z",
+        "--zoom-below", type=float, nargs="+", default=[0.0, 0.7], metavar="Z",
         help="see RefineOptions (default: 0 0.7)",
-    )
+    )  # fmt: skip
     parser.add_argument("--max-masks", type=positive_int, default=500, metavar="N", help="default: the first 500")
     return parser.parse_args(argv)
 
