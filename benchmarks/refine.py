@@ -26,8 +26,8 @@ over what is taken here.
 """
 
 _SIZE = (480, 640)
-# ms a mask and pass of SAMRefiner: all, and its decoder, by the number of masks
-_PEER = {1: (346.0, 153.0), 8: (367.0, 159.0), 32: (332.0, 145.0), 128: (474.0, 205.0)}
+# ms a mask and pass of SAMRefiner (0b2db8c): all, and its decoder, by the number of masks; see docs/performance.md
+_PEER = {1: (203.0, 107.0), 128: (306.0, 156.0)}
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
