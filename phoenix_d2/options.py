@@ -17,8 +17,8 @@ class RefineOptions:
         num_iters: passes of the cascade; each pass' mask is the next one's input (paper B.3).
         candidate: what a pass makes of the decoder's candidates: "best", the multimask one of the highest predicted IoU
             (paper B.3), or "mean", the mean logits of all, which bets on none where the prediction is unsure.
-        stop_overlap: a mask goes through no more passes after one that left it with at least this IoU to what it was; at
-            1, which changes no result, after one that left it as it was (but the first, whose prompt is not binary).
+        stop_overlap: a mask goes through no more passes after one that left it with at least this IoU to what it was;
+            at 1, which changes no result, after one that left it as it was (but the first, whose prompt is not binary).
         chunk_size: masks decoded together, which bounds the memory; see `masks_at_once` for None.
         zoom_small: refine masks that are too small for the low-resolution frame (under 16 of its
             pixels) on a window of their own around them; off, they are kept as they were.
