@@ -38,7 +38,7 @@ def add_refiner_arguments(parser: ArgumentParser) -> None:
         "--num-iters",
         type=positive_int,
         metavar="T",
-        help="passes of the cascade (default: as stored with the weights; 5 for samrefiner)",
+        help="most passes of the cascade (default: as stored with the weights; 5 for samrefiner)",
     )
     group.add_argument(
         "--gate", choices=("auto", "calibrated", "fixed", "off"),

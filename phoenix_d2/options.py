@@ -14,7 +14,7 @@ class RefineOptions:
     """How `MaskRefiner.refine` works through the masks of an image.
 
     Attributes:
-        num_iters: passes of the cascade; each pass' mask is the next one's input (paper B.3).
+        num_iters: most passes of the cascade; each pass' mask is the next one's input (paper B.3).
         candidate: what a pass makes of the decoder's candidates: "best", the multimask one of the highest predicted IoU
             (paper B.3), or "mean", the mean logits of all, which bets on none where the prediction is unsure.
         stop_overlap: a mask goes through no more passes after one that left it with at least this IoU to what it was;

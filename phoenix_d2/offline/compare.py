@@ -20,13 +20,12 @@ from phoenix_d2.baselines import CropRefiner
 from phoenix_d2.data.degrade import degrade_annotations
 from phoenix_d2.data.mask_json import Record, load_annotations, load_results, read_json, write_json_atomically
 from phoenix_d2.evaluation.comparison import COARSE, Score, pair_by_image, score_masks
-from phoenix_d2.evidence import MaskSource
-from phoenix_d2.offline.decide import decide, decides_late
+from phoenix_d2.offline.decide import decide
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import refiner_fingerprint
 from phoenix_d2.offline.perturb import perturb_tasks
 from phoenix_d2.offline.refine import refine_image
-from phoenix_d2.offline.survey import read_scene, survey
+from phoenix_d2.offline.survey import survey_job
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.predictor import PhoenixRefiner
 
@@ -264,7 +263,7 @@ def _refine(
 ) -> tuple[list[Record], Score]:
     job = plan_job(coarse_file, image_folder=entry.folder / "images", annotation_file=entry.folder / "instances.json")
     outcomes = {}
-    source = MaskSource() if decides_late(refiner) else survey(refiner, job.tasks, read_scene)
+    source = survey_job(refiner, job.tasks)
     for task in job.tasks:
         outcome = outcomes[task.image_id] = refine_image(refiner, task, source=source)
         if outcome.error is not None:

@@ -17,11 +17,11 @@ from tqdm import tqdm
 
 from phoenix_d2.baselines.base import CropRefiner
 from phoenix_d2.evidence import MaskSource
-from phoenix_d2.offline.decide import decide, decides_late
+from phoenix_d2.offline.decide import decide
 from phoenix_d2.offline.job import ImageOutcome, RefinementJob, share
 from phoenix_d2.offline.journal import Journal, fingerprint_of
 from phoenix_d2.offline.refine import refine_image
-from phoenix_d2.offline.survey import read_scene, survey
+from phoenix_d2.offline.survey import survey_job
 from phoenix_d2.predictor import PhoenixRefiner
 
 BuildRefiner: TypeAlias = Callable[[str], PhoenixRefiner | CropRefiner]
@@ -86,7 +86,7 @@ def run_job(
     finished = journal.outcomes()
     index, count = journal.shard
     tasks = [task for task in share(job.tasks, index - 1, count) if task.image_id not in finished]
-    source = survey(refiner, job.tasks, read_scene) if tasks and not decides_late(refiner) else MaskSource()
+    source = survey_job(refiner, job.tasks) if tasks else MaskSource()
     refine = partial(refine_image, source=source, update_boxes=options.update_boxes)
     outcomes = run_tasks(tasks, journal, refine, refiner, build_refiner, options)
     return outcomes if count > 1 else decide(job.tasks, outcomes, refiner)

@@ -13,6 +13,7 @@ from phoenix_d2.baselines.base import Image, Mask, Refiner
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_json import decode_segmentation
 from phoenix_d2.evidence import ENOUGH_MASKS, MaskSource, SourceMemory
+from phoenix_d2.offline.decide import decides_late
 from phoenix_d2.offline.job import ImageTask
 from phoenix_d2.predictor import PhoenixRefiner
 
@@ -31,6 +32,11 @@ def read_scene(task: ImageTask) -> tuple[Image, Mask]:
     """
     masks = [decode_segmentation(record["segmentation"], *task.size) for record in task.records]
     return read_image(task.path), np.stack(masks)
+
+
+def survey_job(refiner: Refiner, tasks: Sequence[ImageTask]) -> MaskSource:
+    """`survey` of a job's masks; nothing where the gate waits for the end of the job (see `decides_late`)."""
+    return MaskSource() if decides_late(refiner) else survey(refiner, tasks, read_scene)
 
 
 def survey(
