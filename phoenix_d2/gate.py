@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -24,8 +24,8 @@ from phoenix_d2.options import RefineOptions
 # evidence further from its mean, in standard deviations, counts as this far: a parabola is not to be trusted there
 _MAX_DEVIATION = 3.0
 
-PRIOR_MASKS = 10.0
-"""Masks of a source after which a gate goes by them as much as by what it assumes of any source."""
+PRIOR_MASKS = 5.0
+"""Masks of a source after which a gate goes by them as much as by each mask alone."""
 
 
 def within_thresholds(evidence: Tensor, *, min_iou: float, min_overlap: float) -> Tensor:
@@ -47,22 +47,70 @@ def within_thresholds(evidence: Tensor, *, min_iou: float, min_overlap: float) -
 
 
 @dataclass(frozen=True)
-class RefinementGate:
-    """Predicts what a refined mask gains, and accepts it from a margin on.
+class QuadraticForm:
+    """`bias + z @ linear + z @ quadratic @ z`, for z of K numbers.
 
-    The prediction is `bias + z @ linear + z @ quadratic @ z`. The first half of z is a mask's evidence, less `mean`,
-    over `std`; the second half the same of the mean evidence of its source, times n / (n + `prior_masks`) where n
-    masks of it are known. Evidence that is missing (NaN) counts as average. The margin shrinks as the source becomes
-    known: it is `margin` times what is left of 1.
+    Attributes:
+        bias: of z = 0.
+        linear: (K,) coefficients.
+        quadratic: (K, K) coefficients, upper triangular.
+
+    Raises:
+        ValueError: a number is not finite, or the lengths differ.
+    """
+
+    bias: float
+    linear: tuple[float, ...]
+    quadratic: tuple[tuple[float, ...], ...]
+
+    def __post_init__(self) -> None:
+        if {len(self.quadratic), *map(len, self.quadratic)} - {len(self.linear)}:
+            raise ValueError(f"{len(self.linear)} linear coefficients want as many rows and columns of others: {self}.")
+        _check_finite(self.bias, *self.linear, *sum(self.quadratic, ()))
+
+    def __call__(self, z: Tensor) -> Tensor:
+        """(N, K) -> (N,)."""
+        linear, quadratic = z.new_tensor(self.linear), z.new_tensor(self.quadratic)
+        return self.bias + z @ linear + ((z @ quadratic) * z).sum(1)
+
+    @classmethod
+    def fit(cls, z: Tensor, targets: Tensor, *, ridge: float) -> QuadraticForm:
+        """Ridge regression in closed form.
+
+        Args:
+            z: (N, K) double.
+            targets: (N,) double.
+            ridge: penalty on the squared coefficients, all but the bias, as a share of N.
+        """
+        size = z.shape[1]
+        rows, cols = torch.triu_indices(size, size)
+        terms = torch.cat([torch.ones_like(z[:, :1]), z, z[:, rows] * z[:, cols]], dim=1)
+        penalty = torch.full((terms.shape[1],), ridge * len(terms), dtype=terms.dtype)
+        penalty[0] = 0
+        coefficients = torch.linalg.solve(terms.T @ terms + penalty.diag(), terms.T @ targets)
+        bias, linear, products = coefficients.split([1, size, len(rows)])
+        quadratic = torch.zeros(size, size, dtype=terms.dtype)
+        quadratic[rows, cols] = products
+        return cls(bias.item(), _plain(linear), tuple(map(_plain, quadratic)))
+
+
+@dataclass(frozen=True)
+class RefinementGate:
+    """Predicts what a refined mask gains, and accepts it if that is enough.
+
+    Two predictions are mixed: one by the mask's own evidence, and one by this and the mean evidence of its source. The
+    second counts n / (n + `prior_masks`) where n masks of the source are known. Both are forms in evidence less `mean`,
+    over `std`; what is missing (NaN) counts as average. What is enough shrinks as the source becomes known: it is
+    `min_gain`, and `margin` times the share of the first prediction.
 
     Attributes:
         evidence: names in `EVIDENCE` of the E kinds used.
         mean, std: (E,) of each kind over the masks of the calibration.
-        bias: gain predicted of average evidence.
-        linear: (2 E,) coefficients.
-        quadratic: (2 E, 2 E) coefficients, upper triangular.
-        margin: least predicted gain of a mask that is accepted, where nothing is known of its source.
-        prior_masks: as many masks of a source must be known for them to count as much as not knowing it.
+        alone: of E numbers, a mask's evidence.
+        known: of 2 E numbers, a mask's evidence and the mean of its source.
+        min_gain: least predicted gain of a mask that is accepted.
+        margin: what it must gain beyond that where nothing is known of its source.
+        prior_masks: as many masks of a source must be known for it to count as much as the mask alone.
 
     Raises:
         ValueError: names, numbers or lengths are not as described.
@@ -71,9 +119,9 @@ class RefinementGate:
     evidence: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    bias: float
-    linear: tuple[float, ...]
-    quadratic: tuple[tuple[float, ...], ...]
+    alone: QuadraticForm
+    known: QuadraticForm
+    min_gain: float = 0.0
     margin: float = 0.0
     prior_masks: float = PRIOR_MASKS
 
@@ -82,15 +130,13 @@ class RefinementGate:
         if unknown:
             raise ValueError(f"Unknown evidence {unknown}: this version measures {', '.join(EVIDENCE)}.")
         kinds = len(self.evidence)
-        coefficients = {len(values) for values in (self.linear, self.quadratic, *self.quadratic)}
-        if {len(self.mean), len(self.std)} != {kinds} or coefficients != {2 * kinds}:
+        lengths = {len(self.mean), len(self.std), len(self.alone.linear), len(self.known.linear) / 2}
+        if lengths != {kinds}:
             raise ValueError(
-                f"A gate of {kinds} kinds of evidence has as many means, twice as many coefficients: {self}."
+                f"A gate of {kinds} kinds of evidence has as many means and coefficients, and twice as many where the "
+                f"source is known: {self}."
             )
-        scalars = [self.bias, self.margin, self.prior_masks]
-        numbers = [*self.mean, *self.std, *self.linear, *sum(self.quadratic, ()), *scalars]
-        if not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
-            raise ValueError(f"The numbers of a gate must be finite: {self}.")
+        _check_finite(*self.mean, *self.std, self.min_gain, self.margin, self.prior_masks)
         if not all(value > 0 for value in (*self.std, self.prior_masks)):
             raise ValueError(f"std {self.std} and prior_masks {self.prior_masks} of a gate must be positive.")
 
@@ -107,12 +153,11 @@ class RefinementGate:
                 f"Expected a gate of {', '.join(sorted(names))}, got {metadata!r:.200}. "
                 "Calibrate it again (tools/calibrate_gate.py) with this version."
             )
+        values = _with_tuples(metadata)
         try:
-            return cls(**{name: _as_tuple(value) for name, value in metadata.items()})
-        except TypeError as error:
-            raise ValueError(
-                f"Evidence and coefficients of a gate must be lists ({error}): {metadata!r:.200}."
-            ) from error
+            return cls(**values | {name: QuadraticForm(**_with_tuples(values[name])) for name in ("alone", "known")})
+        except (AttributeError, TypeError) as error:
+            raise ValueError(f"Not the coefficients of a gate ({error}): {metadata!r:.200}.") from error
 
     def to_metadata(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -120,24 +165,20 @@ class RefinementGate:
 
     def predict_gain(self, evidence: Tensor, source: MaskSource) -> Tensor:
         """(N, F) evidence, columns as in `EVIDENCE`, on masks of a source -> (N,) float32 predicted gain in quality."""
-        z = self.standardise(evidence, source)
-        linear, quadratic = (z.new_tensor(values) for values in (self.linear, self.quadratic))
-        return (self.bias + z @ linear + ((z @ quadratic) * z).sum(1)).float()
+        # in double precision, so that decisions hardly depend on the device
+        own = self.standardise(evidence.double())
+        others = self.standardise(own.new_tensor([source.mean_evidence])).expand_as(own)
+        share = self.familiarity(source)
+        return ((1 - share) * self.alone(own) + share * self.known(torch.cat([own, others], dim=1))).float()
 
     def accepts(self, predicted_gain: Tensor, source: MaskSource) -> Tensor:
         """(N,) predicted gain of masks of a source -> (N,) bool."""
-        return predicted_gain >= self.margin * (1 - self.familiarity(source))
+        return predicted_gain >= self.min_gain + self.margin * (1 - self.familiarity(source))
 
-    def standardise(self, evidence: Tensor, source: MaskSource) -> Tensor:
-        """(N, F) evidence on masks of a source -> (N, 2 E) double, what the prediction is a form of."""
-        # in double precision, so that decisions hardly depend on the device
-        both = [evidence.double(), evidence.new_tensor([source.mean_evidence], dtype=torch.double)]
-        mean, std = (both[0].new_tensor(values) for values in (self.mean, self.std))
-        own, others = (
-            ((columns - mean) / std).nan_to_num(nan=0.0).clamp(-_MAX_DEVIATION, _MAX_DEVIATION)
-            for columns in (rows[:, _places(self.evidence)] for rows in both)
-        )
-        return torch.cat([own, (self.familiarity(source) * others).expand_as(own)], dim=1)
+    def standardise(self, evidence: Tensor) -> Tensor:
+        """(N, F) evidence, or means of it -> (N, E), what the predictions are forms of."""
+        columns = evidence[:, _places(self.evidence)]
+        return _deviations(columns, columns.new_tensor(self.mean), columns.new_tensor(self.std))
 
     def familiarity(self, source: MaskSource) -> float:
         """How well a source is known, from 0 towards 1."""
@@ -168,50 +209,42 @@ def judge(
     return gate.accepts(predicted_gain, source), predicted_gain
 
 
-def fit_gate(
-    groups: Sequence[tuple[Tensor, Tensor, MaskSource]],
-    *,
-    ridge: float = 0.01,
-    margin: float = 0.0,
-    prior_masks: float = PRIOR_MASKS,
-) -> RefinementGate:
-    """Fit a gate by ridge regression, in closed form.
+def fit_gate(sources: Sequence[tuple[Tensor, Tensor]], *, ridge: float = 0.03) -> RefinementGate:
+    """Fit a gate by ridge regression, the prediction for known sources with each known by all its masks.
 
     Evidence that is the same for all masks, or known of none, is left out.
 
     Args:
-        groups: masks of one source each, as (n, F) float evidence, columns as in `EVIDENCE`, (n,) float gains, quality
-            of each refined mask less that of the coarse one, and the source as it is to be known. The same masks may
-            come several times, with less and more of their source known.
-        ridge: penalty on the squared coefficients, all but the bias, as a share of the number of masks.
-        margin: of the gate.
-        prior_masks: of the gate.
+        sources: of each the (n, F) float evidence on its masks, columns as in `EVIDENCE`, and their (n,) float gains,
+            quality of each refined mask less that of the coarse one.
+        ridge: see `QuadraticForm.fit`.
 
     Raises:
         ValueError: there are no masks, or no evidence that varies.
     """
-    evidence = torch.cat([masks for masks, _, _ in groups]).double().cpu() if groups else torch.zeros(0, len(EVIDENCE))
+    evidence = torch.cat([torch.zeros(0, len(EVIDENCE)), *(masks for masks, _ in sources)]).double().cpu()
     names = tuple(name for name in EVIDENCE if _varies(evidence[:, EVIDENCE.index(name)]))
     if not names:
         raise ValueError(f"The evidence on {len(evidence)} masks does not vary: calibrate on more masks.")
     columns = evidence[:, _places(names)]
     mean = columns.nanmean(0)
     std = (columns - mean).square().nanmean(0).sqrt()
-    size = 2 * len(names)
-    blank = RefinementGate(
-        names, _plain(mean), _plain(std), 0.0, (0.0,) * size, ((0.0,) * size,) * size, margin, prior_masks
+    own = _deviations(columns, mean, std)
+    means = torch.tensor([MaskSource.of(masks).mean_evidence for masks, _ in sources], dtype=torch.double)
+    counts = torch.tensor([len(masks) for masks, _ in sources])
+    others = _deviations(means[:, _places(names)], mean, std).repeat_interleave(counts, dim=0)
+    gains = torch.cat([gains for _, gains in sources]).double().cpu()
+    return RefinementGate(
+        names,
+        _plain(mean),
+        _plain(std),
+        alone=QuadraticForm.fit(own, gains, ridge=ridge),
+        known=QuadraticForm.fit(torch.cat([own, others], dim=1), gains, ridge=ridge),
     )
-    z = torch.cat([blank.standardise(masks.double().cpu(), source) for masks, _, source in groups])
-    gains = torch.cat([gains for _, gains, _ in groups]).double().cpu()
-    rows, cols = torch.triu_indices(size, size)
-    terms = torch.cat([torch.ones_like(z[:, :1]), z, z[:, rows] * z[:, cols]], dim=1)
-    penalty = torch.full((terms.shape[1],), ridge * len(terms), dtype=terms.dtype)
-    penalty[0] = 0
-    coefficients = torch.linalg.solve(terms.T @ terms + penalty.diag(), terms.T @ gains)
-    bias, linear, products = coefficients.split([1, size, len(rows)])
-    quadratic = torch.zeros(size, size, dtype=terms.dtype)
-    quadratic[rows, cols] = products
-    return replace(blank, bias=bias.item(), linear=_plain(linear), quadratic=tuple(map(_plain, quadratic)))
+
+
+def _deviations(columns: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return ((columns - mean) / std).nan_to_num(nan=0.0).clamp(-_MAX_DEVIATION, _MAX_DEVIATION)
 
 
 def _places(names: Sequence[str]) -> list[int]:
@@ -223,8 +256,17 @@ def _varies(column: Tensor) -> bool:
     return known.numel() > 1 and bool(known.std() > 1e-6)
 
 
+def _check_finite(*numbers: float) -> None:
+    if not all(isinstance(number, float | int) and math.isfinite(number) for number in numbers):
+        raise ValueError(f"The numbers of a gate must be finite, got {numbers}.")
+
+
 def _plain(values: Tensor) -> tuple[float, ...]:
     return tuple(values.tolist())
+
+
+def _with_tuples(plain: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: _as_tuple(value) for name, value in plain.items()}
 
 
 def _as_tuple(value: Any) -> Any:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from phoenix_d2.evidence import ENOUGH_MASKS, EVIDENCE, MaskSource, SourceMemory, edge_strength, measure_evidence
-from phoenix_d2.gate import RefinementGate, fit_gate, within_thresholds
+from phoenix_d2.gate import QuadraticForm, RefinementGate, fit_gate, within_thresholds
 
 SIDE = 16
 
@@ -120,9 +120,8 @@ def gate_of_two(**changes: Any) -> RefinementGate:
         "evidence": ("overlap", "log_area"),
         "mean": (0.5, 4.0),
         "std": (0.25, 2.0),
-        "bias": 0.1,
-        "linear": (1.0, -2.0, 0.5, 0.0),
-        "quadratic": ((3.0, 4.0, 0.0, 0.0), (0.0, 5.0, 0.0, 7.0), zeros, zeros),
+        "alone": QuadraticForm(0.1, (1.0, -2.0), ((3.0, 4.0), (0.0, 5.0))),
+        "known": QuadraticForm(0.2, (0.0, 1.0, 0.5, 0.0), (zeros, (0.0, 0.0, 0.0, 7.0), zeros, zeros)),
     }
     return RefinementGate(**arguments | changes)
 
@@ -132,10 +131,11 @@ def test_a_gate_predicts_what_it_says() -> None:
     evidence = evidence_of(overlap=[0.75, math.nan, 0.5], log_area=[2.0, 4.0, 1e9])
     own = [0.1 + 1 + 2 + 3 - 4 + 5, 0.1, 0.1 - 2 * 3 + 5 * 9]
     assert gate_of_two().predict_gain(evidence, MaskSource()).tolist() == pytest.approx(own)
-    # of the source, z is (2, 0.5), and half of that counts
+    # of the source, z is (2, 0.5), and it counts half
     source = MaskSource.of(evidence_of(overlap=[1.0] * 10, log_area=[5.0] * 10))
-    with_source = [own[0] + 0.5 - 7 * 0.25, own[1] + 0.5, own[2] + 0.5 + 7 * 3 * 0.25]
-    assert gate_of_two(prior_masks=10).predict_gain(evidence, source).tolist() == pytest.approx(with_source)
+    with_source = [0.2 - 1 + 1 - 7 * 0.5, 0.2 + 1, 0.2 + 3 + 1 + 7 * 3 * 0.5]
+    mixed = [(alone + known) / 2 for alone, known in zip(own, with_source, strict=True)]
+    assert gate_of_two(prior_masks=10).predict_gain(evidence, source).tolist() == pytest.approx(mixed)
 
 
 def test_the_margin_shrinks_as_the_source_becomes_known() -> None:
@@ -143,6 +143,12 @@ def test_the_margin_shrinks_as_the_source_becomes_known() -> None:
     accepted = {n: gate.accepts(gain, MaskSource(n)).tolist() for n in (0, 2, 12)}
     assert accepted == {0: [False, False, True], 2: [False, False, True], 12: [True, True, True]}
     assert gate.accepts(torch.tensor([0.29, 0.31]), MaskSource(2)).tolist() == [False, True]
+
+
+def test_a_gain_must_be_worth_the_change_whatever_is_known() -> None:
+    gate = gate_of_two(min_gain=0.1, margin=0.5, prior_masks=3)
+    accepted = [gate.accepts(torch.tensor([0.09, 0.11, 0.59, 0.61]), MaskSource(n)).tolist() for n in (0, 10**9)]
+    assert accepted == [[False, False, False, True], [False, True, True, True]]
 
 
 def test_sources_add_up_to_that_of_all_their_masks() -> None:
@@ -171,7 +177,7 @@ def test_a_memory_stays_as_it_is_once_it_is_full() -> None:
 
 
 def fit(evidence: Tensor, gains: Tensor, **options: Any) -> RefinementGate:
-    return fit_gate([(evidence, gains, MaskSource())], **options)
+    return fit_gate([(evidence, gains)], **options)
 
 
 def test_a_fitted_gate_grows_with_what_gains_and_rejects_what_loses() -> None:
@@ -200,12 +206,10 @@ def test_the_company_of_a_mask_tells_what_it_does_not() -> None:
     common = random_evidence(300)
     poor, good = common[:150].clone(), common[150:].clone()
     poor[:, EVIDENCE.index("overlap")] -= 0.2
-    groups = [
-        (poor, torch.full((150,), 0.05), MaskSource.of(poor)),
-        (good, torch.full((150,), -0.05), MaskSource.of(good)),
-    ]
-    gate = fit_gate(groups)
-    for masks, gains, source in groups:
+    groups = [(poor, torch.full((150,), 0.05)), (good, torch.full((150,), -0.05))]
+    gate = fit_gate(groups, ridge=0.01)
+    for masks, gains in groups:
+        source = MaskSource.of(masks)
         assert (gate.predict_gain(common, source).sign() == gains[0].sign()).float().mean() > 0.95, "whatever the mask"
         assert (gate.predict_gain(masks, MaskSource()).sign() == gains.sign()).float().mean() < 0.9
 
@@ -236,12 +240,15 @@ def test_a_gate_survives_json() -> None:
     [
         ({"evidence": ["overlap", "colour"]}, r"Unknown evidence \['colour'\]"),
         ({"mean": [0.5]}, "2 kinds of evidence has as many"),
-        ({"quadratic": [[0.0, 0.0], [0.0]]}, "2 kinds of evidence has as many"),
+        ({"known": {"bias": 0.0, "linear": [0.0], "quadratic": [[0.0]]}}, "twice as many"),
+        ({"alone": {"bias": 0.0, "linear": [0.0, 0.0], "quadratic": [[0.0, 0.0], [0.0]]}}, "as many rows and columns"),
         ({"std": [0.0, 1.0]}, "must be positive"),
         ({"prior_masks": 0.0}, "must be positive"),
-        ({"bias": math.nan}, "must be finite"),
-        ({"linear": ["much", 1.0, 0.0, 0.0]}, "must be finite"),
-        ({"linear": 1.0}, "must be lists"),
+        ({"margin": math.nan}, "must be finite"),
+        ({"alone": {"bias": math.nan, "linear": [], "quadratic": []}}, "must be finite"),
+        ({"alone": {"bias": 0.0, "linear": ["much"], "quadratic": [[0.0]]}}, "must be finite"),
+        ({"alone": {"bias": 0.0, "linear": 1.0, "quadratic": [[0.0]]}}, "Not the coefficients of a gate"),
+        ({"alone": [1.0]}, "Not the coefficients of a gate"),
         ({"slope": 1.0}, r"Expected a gate of .*Calibrate it again"),
     ],
 )
@@ -253,5 +260,5 @@ def test_what_is_no_gate_is_refused(change: dict[str, Any], message: str) -> Non
 
 @pytest.mark.parametrize("metadata", [{}, [], "gate"])
 def test_what_is_no_description_is_refused(metadata: Any) -> None:
-    with pytest.raises(ValueError, match="Expected a gate of bias"):
+    with pytest.raises(ValueError, match="Expected a gate of alone"):
         RefinementGate.from_metadata(metadata)

@@ -8,7 +8,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
-from phoenix_d2.arguments import errors_in_words, positive_int, strength
+from phoenix_d2.arguments import (
+    add_cache_arguments,
+    add_device_argument,
+    errors_in_words,
+    positive_int,
+    strength,
+    use_embedding_cache,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -26,7 +33,8 @@ example:
 The masks of --coarse are COCO results: those of your detector on a labelled set make a gate for that detector. A record
 may name in "gt_id" the annotation that it is a prediction of; else that is the object that it overlaps most, and masks
 that overlap none by half are left out. With --degrade, the annotations themselves are made coarse, in each kind at
-each of --strengths (see degrade_json.py). --test names folders of instances.json, images/ and coarse_*.json, which only
+each of --strengths (see degrade_json.py); composed pictures (--more, see compose_dataset.py) show the gate objects with
+exact outlines. --test names folders of instances.json, images/ and coarse_*.json, which only
 measure the gate.
 
 OUTPUT holds the weights and their gate. Beside it lie OUTPUT.gate.md, .json and .png, what the gate makes of every set
@@ -56,6 +64,10 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     calibration.add_argument(
         "--annotations", type=Path, required=True, metavar="JSON", help="ground truth, COCO or LVIS"
     )
+    calibration.add_argument(
+        "--more", type=Path, nargs="+", default=[], metavar="DIR",
+        help="further folders of instances.json and images/, whose annotations are made coarse too",
+    )  # fmt: skip
     calibration.add_argument("--coarse", type=Path, nargs="+", default=[], metavar="JSON", help="coarse masks")
     calibration.add_argument(
         "--degrade", nargs="+", default=[], metavar="KIND", help="make coarse masks: see degrade_json.py --help"
@@ -65,17 +77,20 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="of degradation, from 0 to 1, fractions too (default: 1/3 2/3 1)",
     )  # fmt: skip
     calibration.add_argument(
-        "--margin", type=float, metavar="G",
-        help="least predicted gain of an accepted mask whose source is unknown, as a share (default: such that no set "
-        "loses)",
+        "--margin", type=strength, metavar="G",
+        help="predicted gain that an accepted mask must have beyond a point where its source is unknown, as a share "
+        "(default: such that no set loses)",
     )  # fmt: skip
     parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="folders with coarse_*.json")
     parser.add_argument("--max-images", type=positive_int, metavar="N", help="images drawn for each set (default: all)")
     parser.add_argument("--seed", type=int, default=0, help="of that draw and of degradation")
-    parser.add_argument("--device", default="cpu", help="to refine on (default: cpu)")
+    add_cache_arguments(parser)
+    add_device_argument(parser)
     args = parser.parse_args(argv)
     if not args.coarse and not args.degrade:
         parser.error("nothing to calibrate on: pass --coarse or --degrade")
+    if args.more and not args.degrade:
+        parser.error("--more is of annotations to be made coarse: pass --degrade")
     if args.output.suffix != ".safetensors":
         parser.error(f"--output {args.output}: expected a name that ends in .safetensors")
     return args
@@ -100,7 +115,11 @@ def run(args: argparse.Namespace) -> None:
     refiner = PhoenixRefiner.from_pretrained(
         args.weights, encoder_weights=args.encoder_weights, input_size=args.input_size, device=args.device
     )
+    use_embedding_cache(args, refiner)
     calibration_sets, test_sets = list(load_calibration_sets(args)), list(load_test_sets(args))
+    names = [labelled.name for labelled in (*calibration_sets, *test_sets)]
+    if repeated := sorted({name for name in names if names.count(name) > 1}):
+        raise ValueError(f"Several sets are called {', '.join(repeated)}: rename files or folders, or leave some out.")
     cache = MeasurementCache(args.output.with_suffix(".gate.npz"))
     num_masks = sum(len(labelled.records) for labelled in (*calibration_sets, *test_sets))
     with tqdm(total=num_masks, unit="mask", disable=None) as progress:
@@ -132,13 +151,21 @@ def run(args: argparse.Namespace) -> None:
 
 
 def load_calibration_sets(args: argparse.Namespace) -> Iterator[LabelledSet]:
-    """Every file of --coarse, and the annotations in every kind of --degrade and strength."""
+    """Every file of --coarse, and the annotations, those of --more too, in every kind of --degrade and strength."""
+    from dataclasses import replace
+
     from phoenix_d2.offline.calibration_sets import LabelledFolder
 
     folder = LabelledFolder(args.images, args.annotations, max_images=args.max_images, seed=args.seed)
+    stems = [path.stem for path in args.coarse]
     for path in args.coarse:
-        yield folder.from_file(path, name=path.stem)
+        # detectors give their results the same name in folders of their own
+        yield folder.from_file(path, name=path.stem if stems.count(path.stem) == 1 else str(path))
     yield from folder.degraded(args.degrade, args.strengths)
+    for path in args.more:
+        folder = LabelledFolder(path / "images", path / "instances.json", max_images=args.max_images, seed=args.seed)
+        for labelled in folder.degraded(args.degrade, args.strengths):
+            yield replace(labelled, name=f"{path.name} {labelled.name}")
 
 
 def load_test_sets(args: argparse.Namespace) -> Iterator[LabelledSet]:
@@ -171,7 +198,10 @@ def write_report(
         (folder / f"{output.stem}.gate.md").write_text(table + "\n")
         draw_reliability(predictions, folder / f"{output.stem}.gate.png")
     print(table)
-    print(f"A refined mask of a source unknown is accepted from a predicted gain of {100 * gate.margin:g} points on.")
+    unknown, known = 100 * (gate.min_gain + gate.margin), 100 * gate.min_gain
+    print(
+        f"Masks are accepted from a predicted gain of {unknown:g} points on, of well known sources from {known:g} on."
+    )
 
 
 if __name__ == "__main__":

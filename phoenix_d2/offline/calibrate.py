@@ -36,9 +36,11 @@ Known: TypeAlias = Literal["source", "image", "mask"]
 """What of a mask's source is known: its masks in all images, those in the same image, or the mask alone."""
 
 _NUM_FOLDS = 5
-_RIDGES = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0)
+_RIDGES = (0.01, 0.03, 0.1, 0.3, 1.0)
 # gains beyond this count as this in the fit: that a mask gains matters more than how much, and few gain or lose a lot
 _MAX_GAIN = 0.1
+# sources unlike those of the calibration are predicted worse than these, and a change that gains less is not worth that
+_MIN_GAIN = 0.01
 # a gate that is wrong by more than the last is not mended by a margin, which would only reject what gains
 _MARGINS = tuple(round(0.0025 * step, 4) for step in range(49))
 # what a set may lose of IoU or Boundary IoU; one without any mistake to mend loses something at every margin, and a
@@ -132,17 +134,25 @@ class Predictions:
         return Predictions(gains, unfamiliarity)
 
     def accepted(self, margin: float) -> NDArray[np.bool_]:
-        """(N,) bool, the masks that a gate of this margin accepts."""
-        accepted: NDArray[np.bool_] = self.gains >= margin * self.unfamiliarity
+        """(N,) bool, the masks that a calibrated gate of this margin accepts."""
+        accepted: NDArray[np.bool_] = self.gains >= _MIN_GAIN + margin * self.unfamiliarity
         return accepted
 
 
-def predict(gate: RefinementGate, masks: JudgedMasks, known: Known) -> Predictions:
-    """What a gate says of the masks of a set, where so much is known of their source."""
+def predict(gate: RefinementGate, masks: JudgedMasks, known: Known, *, among: JudgedMasks | None = None) -> Predictions:
+    """What a gate says of masks, where so much is known of their source.
+
+    Args:
+        gate: to ask.
+        masks: of one source.
+        known: of the source.
+        among: by which the source is known, where it is; the masks themselves when None.
+    """
+    whole = MaskSource.of((masks if among is None else among).evidence)
     gains, unfamiliarity = np.full(len(masks), np.nan), np.ones(len(masks))
     for rows in _groups(masks, known):
         evidence = torch.from_numpy(masks.evidence[rows])
-        source = MaskSource.of(evidence)
+        source = whole if known == "source" else MaskSource.of(evidence)
         gains[rows] = gate.predict_gain(evidence, source)
         unfamiliarity[rows] = 1 - gate.familiarity(source)
     return Predictions(gains, unfamiliarity)
@@ -163,7 +173,7 @@ class Calibration:
 
 
 def calibrate(sets: Mapping[str, JudgedMasks], *, margin: float | None = None) -> Calibration:
-    """Fit a gate, its penalty and margin chosen by cross-validation over images.
+    """Fit a gate that asks for a point of gain, its penalty and margin chosen by cross-validation over images.
 
     Of all choices, the one that gains most on average over the sets while, by the predictions for images left out, no
     set loses more than a fifth of a point of IoU or Boundary IoU where its masks' source is known, and half a point
@@ -189,7 +199,8 @@ def calibrate(sets: Mapping[str, JudgedMasks], *, margin: float | None = None) -
 
     choices = itertools.product(_RIDGES, _MARGINS if margin is None else (margin,))
     ridge, margin = max(choices, key=lambda choice: worth(*choice))
-    return Calibration(replace(_fit(sets.values(), ridge), margin=margin), predictions[ridge])
+    gate = replace(_fit(sets.values(), ridge), min_gain=_MIN_GAIN, margin=margin)
+    return Calibration(gate, predictions[ridge])
 
 
 def gate_figures(masks: JudgedMasks, predictions: Mapping[Known, Predictions], margin: float) -> dict[str, float]:
@@ -269,17 +280,19 @@ def _groups(masks: JudgedMasks, known: Known) -> list[NDArray[np.intp]]:
 
 
 def _fit(sets: Iterable[JudgedMasks], ridge: float) -> RefinementGate:
-    groups = [
-        (torch.from_numpy(masks.evidence[rows]), torch.from_numpy(masks.gains[rows].clip(-_MAX_GAIN, _MAX_GAIN)))
-        for masks in sets
-        for known in get_args(Known)
-        for rows in _groups(masks, known)
-    ]
-    return fit_gate([(evidence, gains, MaskSource.of(evidence)) for evidence, gains in groups], ridge=ridge)
+    judged = [masks[masks.refined] for masks in sets]
+    return fit_gate(
+        [
+            (torch.from_numpy(masks.evidence), torch.from_numpy(masks.gains.clip(-_MAX_GAIN, _MAX_GAIN)))
+            for masks in judged
+            if len(masks)
+        ],
+        ridge=ridge,
+    )
 
 
 def _predict_held_out(sets: Mapping[str, JudgedMasks], ridge: float) -> dict[str, dict[Known, Predictions]]:
-    """What gates say of each mask that were fitted without its image, nor know its source by such images."""
+    """What gates say of each mask that were fitted without its image."""
     ids = {image for masks in sets.values() for image in masks.image_ids[masks.refined].tolist()}
     if len(ids) < 2:
         raise ValueError(f"Masks of {len(ids)} image(s) were refined: a gate is calibrated on two at least.")
@@ -293,7 +306,9 @@ def _predict_held_out(sets: Mapping[str, JudgedMasks], ridge: float) -> dict[str
         for name, by_known in predictions.items():
             rows = held_out[name]
             for known, prediction in by_known.items():
-                by_known[known] = prediction.with_rows(rows, predict(gate, sets[name][rows], known))
+                # evidence needs no labels: what is known of a source is known of all its masks
+                part = predict(gate, sets[name][rows], known, among=sets[name])
+                by_known[known] = prediction.with_rows(rows, part)
     return predictions
 
 

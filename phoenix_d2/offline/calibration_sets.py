@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from itertools import product
@@ -15,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from phoenix_d2.data.degrade import degrade_annotations
-from phoenix_d2.data.mask_json import Record, load_annotations, load_results, write_json_atomically
+from phoenix_d2.data.mask_json import Record, draw_images, load_annotations, load_results, write_json_atomically
 from phoenix_d2.evaluation.comparison import pair_by_overlap
 from phoenix_d2.evidence import EVIDENCE
+from phoenix_d2.files import atomic_path
 from phoenix_d2.offline.calibrate import JudgedMasks, judge_image
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import refiner_fingerprint
@@ -62,8 +62,7 @@ class LabelledFolder:
         self.annotation_file = annotation_file
         self.annotations = load_annotations(annotation_file)
         self.seed = seed
-        ids = [image["id"] for image in self.annotations["images"]]
-        self.drawn = {ids[index] for index in np.random.default_rng(seed).permutation(len(ids))[:max_images]}
+        self.drawn = {image["id"] for image in draw_images(self.annotations, max_images, seed=seed)["images"]}
 
     def from_file(self, path: Path, *, name: str) -> LabelledSet:
         """The masks of a results file that are predictions of an object: see `comparison.pair_by_overlap`.
@@ -118,11 +117,8 @@ class MeasurementCache:
     def put(self, key: str, masks: JudgedMasks) -> None:
         """Keep and write."""
         self.arrays |= {f"{key}/{field.name}": getattr(masks, field.name) for field in fields(masks)}
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        partial_path = self.path.with_suffix(".partial")
-        with partial_path.open("wb") as file:
+        with atomic_path(self.path) as temporary, temporary.open("wb") as file:
             np.savez_compressed(file, **self.arrays)
-        os.replace(partial_path, self.path)
 
 
 def measure(
@@ -137,7 +133,8 @@ def measure(
         advance: told how many masks more are done.
     """
     identity = {**refiner_fingerprint(refiner), "gate": None}
-    source = [EVIDENCE, identity, str(labelled.images.resolve()), labelled.records]
+    targets = [labelled.targets[record["gt_id"]]["segmentation"] for record in labelled.records]
+    source = [EVIDENCE, identity, str(labelled.images.resolve()), labelled.records, targets]
     key = hashlib.sha256(json.dumps(source, sort_keys=True).encode()).hexdigest()
     if (known := cache.get(key)) is not None:
         advance(len(labelled.records))

@@ -11,7 +11,6 @@ import torch
 from phoenix_d2.baselines import build_refiner as build_baseline
 from phoenix_d2.data.mask_json import decode_segmentation
 from phoenix_d2.evidence import EVIDENCE, MaskSource
-from phoenix_d2.gate import RefinementGate
 from phoenix_d2.offline import decide, run
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import Journal
@@ -21,15 +20,11 @@ from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.refiner import RefineOptions
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.structures import RefinementStatus
+from tests.gates import gate_of
 
 REFINED, EMPTY, REJECTED = (
     int(status) for status in (RefinementStatus.REFINED, RefinementStatus.KEPT_EMPTY, RefinementStatus.KEPT_REJECTED)
 )
-
-
-def gate_of(own, others, **values):
-    """Accepts masks by their overlap with the coarse ones, weighed beside that of their source."""
-    return RefinementGate(("overlap",), (0.5,), (0.25,), 0.0, (own, others), ((0.0,) * 2,) * 2, **values)
 
 
 @pytest.fixture
@@ -63,7 +58,8 @@ def source(network, job):
 def test_a_gate_knows_all_masks_of_the_job(network, job, run_job, source):
     mean = source.mean_evidence[EVIDENCE.index("overlap")]
     # with the source known as it is, masks that overlap more than it does on average are accepted
-    gate = replace(gate_of(1.0, -1.0 / (source.num_masks / (source.num_masks + 10))), mean=(mean - 1.0,), std=(1.0,))
+    share = gate_of(0.0).familiarity(source)
+    gate = replace(gate_of(0.0, own=1.0, others=-1.0 / share), mean=(mean - 1.0,), std=(1.0,))
     outcomes = run_job(gate)
     statuses = [status for task in job.tasks for status in outcomes[task.image_id].statuses]
     assert sorted(set(statuses)) == [REFINED, EMPTY, REJECTED]
@@ -81,7 +77,7 @@ def test_a_gate_knows_all_masks_of_the_job(network, job, run_job, source):
 
 
 def test_decisions_are_those_of_python_with_the_same_source(network, job, run_job, source):
-    gate = gate_of(0.3, 0.2, margin=0.1)
+    gate = gate_of(0.0, own=0.3, others=0.2, margin=0.1)
     outcomes = run_job(gate)
     for task in job.tasks:
         refiner, (other,) = PhoenixRefiner(network), [other for other in job.tasks if other != task]
@@ -96,14 +92,14 @@ def test_decisions_are_those_of_python_with_the_same_source(network, job, run_jo
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_a_source_decides_for_all_of_its_masks(job, run_job, source, sign):
-    outcomes = run_job(gate_of(0.0, sign * np.sign(source.mean_evidence[EVIDENCE.index("overlap")] - 0.5)))
+    others = sign * np.sign(source.mean_evidence[EVIDENCE.index("overlap")] - 0.5)
+    outcomes = run_job(gate_of(0.0, others=others))
     statuses = {status for outcome in outcomes.values() for status in outcome.statuses}
     assert statuses == {EMPTY, REFINED if sign == 1 else REJECTED}
 
 
 def test_shards_leave_the_decision_to_who_sees_all(job, run_job):
-    gate = gate_of(0.0, 0.0, margin=1.0)
-    gate = replace(gate, bias=-1.0)
+    gate = gate_of(-1.0, margin=1.0)
     for k in (1, 2):
         assert REJECTED not in [s for outcome in run_job(gate, shard=(k, 2)).values() for s in outcome.statuses]
     statuses = {s for outcome in run_job(gate, resume=True).values() for s in outcome.statuses}
@@ -112,7 +108,7 @@ def test_shards_leave_the_decision_to_who_sees_all(job, run_job):
 
 def test_unread_images_have_no_say(job, run_job):
     job.tasks[0].path.write_bytes(b"no image")
-    outcomes = run_job(gate_of(1.0, 0.0))
+    outcomes = run_job(gate_of(0.0, own=1.0))
     first, second = (outcomes[task.image_id] for task in job.tasks)
     assert first.error is not None and not any(first.changes)
     assert second.error is None and EMPTY in second.statuses
@@ -120,7 +116,7 @@ def test_unread_images_have_no_say(job, run_job):
 
 @pytest.mark.parametrize("options", [{"gate": "off"}, {"gate": "fixed"}, {"window_scale": 1.0}, {}])
 def test_other_gates_decide_mask_by_mask(network, job, options):
-    network.gate = gate_of(1.0, 0.0) if options else None
+    network.gate = gate_of(0.0, own=1.0) if options else None
     refiner = PhoenixRefiner(network).with_options(**options)
     outcomes = {task.image_id: refine_image(refiner, task) for task in job.tasks}
     assert not decide.decides_late(refiner)
@@ -135,8 +131,8 @@ def test_baselines_have_nothing_to_decide(job):
 def test_the_order_of_images_and_masks_decides_nothing(network, dataset, run_job):
     dataset.data["annotations"].reverse()
     reverse = plan_job(dataset.write(dataset.data), image_folder=dataset.folder)
-    outcomes = run_job(gate_of(0.3, 0.2))
-    network.gate = gate_of(0.3, 0.2)
+    outcomes = run_job(gate_of(0.0, own=0.3, others=0.2))
+    network.gate = gate_of(0.0, own=0.3, others=0.2)
     refiner = PhoenixRefiner(network)
     again = decide.decide(reverse.tasks, {t.image_id: refine_image(refiner, t) for t in reverse.tasks}, refiner)
     for image_id, outcome in outcomes.items():

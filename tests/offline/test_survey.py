@@ -8,15 +8,15 @@ import torch
 
 from phoenix_d2.baselines import build_refiner as build_baseline
 from phoenix_d2.evidence import ENOUGH_MASKS, EVIDENCE, MaskSource
-from phoenix_d2.gate import RefinementGate
 from phoenix_d2.offline import run, survey
 from phoenix_d2.offline.job import plan_job
 from phoenix_d2.offline.journal import Journal
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.refiner import RefineOptions
 from phoenix_d2.sam.build import build_refiner
+from tests.gates import gate_of
 
-GATE = RefinementGate(("overlap",), (0.5,), (0.25,), 0.1, (0.0,) * 2, ((0.0,) * 2,) * 2)
+GATE = gate_of(0.1)
 
 
 @pytest.fixture

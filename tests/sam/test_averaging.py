@@ -10,15 +10,15 @@ from typing import Any
 import pytest
 import torch
 
-from phoenix_d2.gate import RefinementGate
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.averaging import average_weights
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.sam.checkpoint import save_refiner, trained_state_dict
 from phoenix_d2.sam.pretrained import load_pretrained
+from tests.gates import gate_of
 
 TOOL = Path(__file__).parents[2] / "tools" / "average_weights.py"
-GATE = RefinementGate(("overlap",), (0.5,), (0.25,), 0.1, (0.0,) * 2, ((0.0,) * 2,) * 2)
+GATE = gate_of(0.1)
 
 
 @pytest.fixture
@@ -64,6 +64,8 @@ def test_the_tool(build: Callable[..., MaskRefiner], tmp_path: Path, capsys: pyt
     main(["--weights", *map(str, files), "--output", str(output)])
     expected, found = average_weights([build(0), build(1)], [0.5, 0.5]), load_pretrained(output)
     torch.testing.assert_close(trained_state_dict(found), trained_state_dict(expected), atol=1e-3, rtol=1e-3)
+    with pytest.raises(SystemExit, match="is also read"):
+        main(["--weights", *map(str, files), "--output", str(files[1])])
     with pytest.raises(SystemExit, match="error: Shares"):
         main(["--weights", *map(str, files), "--shares", "1", "1/2", "--output", str(output)])
     with pytest.raises(SystemExit):

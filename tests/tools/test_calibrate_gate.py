@@ -15,7 +15,7 @@ import torch
 
 from phoenix_d2.data.datasets.drawn import draw_dataset
 from phoenix_d2.data.degrade import degrade_annotations
-from phoenix_d2.data.mask_json import load_annotations
+from phoenix_d2.data.mask_json import decode_segmentation, encode_mask, load_annotations
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.refiner import RefineOptions
 from phoenix_d2.sam.build import build_refiner
@@ -104,6 +104,35 @@ def test_a_detectors_masks_find_their_objects(case, tmp_path):
     assert 0.8 * reports[0]["masks"] < reports[1]["masks"] <= reports[0]["masks"]
 
 
+def test_files_of_one_name_are_sets_of_their_own(case, tmp_path):
+    paths = [tmp_path / name / "results.json" for name in ("a", "b")]
+    for path, count in zip(paths, (-1, -2), strict=True):
+        path.parent.mkdir()
+        path.write_text(json.dumps(case.coarse[:count]))
+    case.run("--coarse", *map(str, paths))
+    report = json.loads(case.output.with_name("gated.gate.json").read_text())
+    assert {name: figures["masks"] for name, figures in report["sets"].items()} == {
+        str(path): len(case.coarse) + count for path, count in zip(paths, (-1, -2), strict=True)
+    }
+    assert "Several sets are called mask_head 1.00" in case.error("--degrade", "mask_head", "--strengths", "1", "0.999")
+
+
+def test_other_targets_are_measured_anew(case, tmp_path):
+    """Whoever mends the ground truth calibrates on it, though ids and coarse masks stay."""
+    annotations = json.loads(json.dumps(case.annotations))
+    path = tmp_path / "instances.json"
+    reports = []
+    for shift in (0, 60):
+        for annotation, original in zip(annotations["annotations"], case.annotations["annotations"], strict=True):
+            mask = np.roll(decode_segmentation(original["segmentation"], 96, 128), shift, axis=1)
+            annotation["segmentation"] = encode_mask(mask)
+        path.write_text(json.dumps(annotations))
+        case.run("--coarse", str(case.test / "coarse_hasty.json"), annotations=path)
+        (figures,) = json.loads(case.output.with_name("gated.gate.json").read_text())["sets"].values()
+        reports.append(figures["IoU coarse"])
+    assert reports[1] < reports[0] / 2
+
+
 def test_a_set_of_files_and_drawn_images(case):
     case.run("--coarse", str(case.test / "coarse_hasty.json"), "--max-images", "2", "--margin", "0.2")
     report = json.loads(case.output.with_name("gated.gate.json").read_text())
@@ -111,8 +140,17 @@ def test_a_set_of_files_and_drawn_images(case):
     assert 0 < report["sets"]["coarse_hasty"]["masks"] < len(case.coarse)
 
 
+def test_more_folders_are_made_coarse_too(case):
+    case.run(*case.degrade, "--more", str(case.test))
+    report = json.loads(case.output.with_name("gated.gate.json").read_text())
+    names = ["mask_head 0.50", "morphological 0.50"]
+    assert list(report["sets"]) == [*names, *(f"held_out {name}" for name in names)]
+    assert {figures["masks"] for figures in report["sets"].values()} == {len(case.coarse)}
+
+
 def test_wrong_use_is_explained(case, tmp_path, capsys):
     assert case.error() == "2" and "pass --coarse or --degrade" in capsys.readouterr().err
+    assert case.error("--coarse", "a.json", "--more", "b") == "2" and "pass --degrade" in capsys.readouterr().err
     assert case.error(*case.degrade, output=tmp_path / "gated.pth") == "2"
     assert "ends in .safetensors" in capsys.readouterr().err
     assert "Unknown degradation 'blur'" in case.error("--degrade", "blur")
