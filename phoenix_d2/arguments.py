@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from argparse import _ActionsContainer
+
     from phoenix_d2.baselines import CropRefiner
     from phoenix_d2.offline.run import RunOptions
     from phoenix_d2.predictor import PhoenixRefiner
@@ -78,11 +80,16 @@ def use_embedding_cache(args: Namespace, refiner: PhoenixRefiner | CropRefiner) 
         refiner.cache_embeddings(args.embedding_cache, max_gigabytes=args.embedding_cache_gb)
 
 
+def add_device_argument(parser: _ActionsContainer) -> None:
+    """What networks run on."""
+    parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+
+
 def add_run_arguments(parser: ArgumentParser) -> None:
     """Device, processes and resuming; see `run_options`."""
     group = parser.add_argument_group("run")
     group.add_argument("--resume", action="store_true", help="go on with what earlier runs had finished")
-    group.add_argument("--device", help="default: cuda if there is one, else cpu")
+    add_device_argument(group)
     group.add_argument(
         "--num-workers", type=positive_int, default=1, metavar="N",
         help="processes, one a GPU, or sharing the CPU (default: 1)",
@@ -158,10 +165,10 @@ def _configured_refiner(args: Namespace, cfg: Any, name: str, device: str, **opt
 
     from phoenix_d2.baselines import LEARNED, choose_weights
     from phoenix_d2.modeling.build import refine_options
-    from phoenix_d2.predictor import PhoenixRefiner
+    from phoenix_d2.predictor import PhoenixRefiner, find_device
     from phoenix_d2.sam.pretrained import find_weights
 
-    cfg.MODEL.DEVICE = device
+    cfg.MODEL.DEVICE = str(find_device(device))
     if args.weights or not cfg.MODEL.REFINER.WEIGHTS:
         cfg.MODEL.REFINER.WEIGHTS = str(find_weights(choose_weights(name, args.weights)))
     refiner = LEARNED[name](PhoenixRefiner.from_config(cfg))

@@ -28,7 +28,12 @@ def check_dense_prompt(name: str) -> None:
 
 @torch.no_grad()
 def attackable_decoder(
-    refiner: MaskRefiner, image_embeddings: Tensor, coverage: Tensor, *, dense_prompt: str
+    refiner: MaskRefiner,
+    image_embeddings: Tensor,
+    coverage: Tensor,
+    *,
+    valid: Tensor | None = None,
+    dense_prompt: str,
 ) -> Decode:
     """The decoder of a refiner, prompted with the targets themselves and open to perturbation embeddings.
 
@@ -38,6 +43,7 @@ def attackable_decoder(
         refiner: whose decoder is attacked, with its prompts.
         image_embeddings: (N, C, h, w).
         coverage: (N, s, s) float in [0, 1], share of each low-resolution pixel that the target covers.
+        valid: (N, s, s) bool, pixels that are image and not padding; all when None.
         dense_prompt: one of `DENSE_PROMPTS`.
 
     Returns:
@@ -47,7 +53,7 @@ def attackable_decoder(
         ValueError: there is no such dense prompt.
     """
     check_dense_prompt(dense_prompt)
-    prompts = refiner.prompter(coverage, stride=refiner.stride)
+    prompts = refiner.derive_prompts(coverage, image_embeddings, valid)
     sparse, dense = refiner.prompt_encoder.encode(prompts)
     if dense_prompt == "none":
         dense = refiner.prompt_encoder.no_mask_embeddings(len(prompts))

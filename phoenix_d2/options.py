@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -51,15 +52,18 @@ class RefineOptions:
     gate_min_overlap: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.num_iters < 1 or (self.chunk_size is not None and self.chunk_size < 1):
-            raise ValueError(f"num_iters {self.num_iters} and chunk_size {self.chunk_size} must be at least 1.")
+        counts = [self.num_iters] if self.chunk_size is None else [self.num_iters, self.chunk_size]
+        if not all(isinstance(count, int) and count >= 1 for count in counts):
+            raise ValueError(f"num_iters {self.num_iters} and chunk_size {self.chunk_size} are whole, at least 1.")
         if not 0 < self.stop_overlap <= 1:
             raise ValueError(f"stop_overlap is an IoU above 0 and up to 1, got {self.stop_overlap}.")
-        if not self.window_scale >= 0:
-            raise ValueError(f"window_scale must be at least 0, which is off, got {self.window_scale}.")
+        if not (self.window_scale == 0 or 0.1 <= self.window_scale < math.inf):
+            raise ValueError(f"window_scale must be 0, which is off, or at least 0.1, got {self.window_scale}.")
+        if not 0 <= self.zoom_below < math.inf:
+            raise ValueError(f"zoom_below is a share of the image's long side, at least 0, got {self.zoom_below}.")
         if self.candidate not in get_args(Candidate):
             raise ValueError(f"Unknown candidate {self.candidate!r}: expected one of {', '.join(get_args(Candidate))}.")
-        if not self.zoom_context > 1:
+        if not 1 < self.zoom_context < math.inf:
             raise ValueError(f"zoom_context must be above 1, the box itself, got {self.zoom_context}.")
         if self.gate not in get_args(GateMode):
             raise ValueError(f"Unknown gate {self.gate!r}: expected one of {', '.join(get_args(GateMode))}.")

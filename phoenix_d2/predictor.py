@@ -31,6 +31,22 @@ Array: TypeAlias = NDArray[Any] | Tensor
 _Result = TypeVar("_Result", RefinementResult, LabelRefinement)
 
 
+def find_device(device: str | torch.device | None = None) -> torch.device:
+    """The device of that name; where None, "cuda" if there is one, else "cpu".
+
+    Raises:
+        ValueError: this machine or this PyTorch has none of that name.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(0, device=device).device
+    # PyTorch without CUDA asserts that it has it
+    except (AssertionError, RuntimeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ValueError(f"The device {str(device)!r} cannot be used here ({reason}): name another.") from error
+
+
 class PhoenixRefiner:
     """Refines masks of RGB images; arrays or tensors in, the same kind out.
 
@@ -54,7 +70,7 @@ class PhoenixRefiner:
         *,
         encoder_weights: str | Path | None = None,
         input_size: int | None = None,
-        device: str | torch.device = "cpu",
+        device: str | torch.device | None = None,
     ) -> PhoenixRefiner:
         """Load a trained refiner.
 
@@ -62,18 +78,18 @@ class PhoenixRefiner:
             name_or_path: weights that come with the package, by name, a `.safetensors` or training checkpoint, or an
                 official checkpoint, by path or by its encoder's name (`phoenix-weights list`): an untrained refiner.
             encoder_weights: official checkpoint, by path or by its encoder's name, for a trained refiner whose encoder
-                has one.
+                has one; where None, the downloaded one is taken, if there is one.
             input_size: side of the model input in pixels, where it is to be another than in training; a gate that was
                 calibrated for one need not suit another.
-            device: to refine on.
+            device: to refine on; "cuda" if there is one, else "cpu", when None.
 
         Raises:
             FileNotFoundError: there is no such file, nor packaged weights of that name.
-            ValueError: the file is damaged, was trained with other encoder weights, or its encoder does not take images
-                of that side.
+            ValueError: the file is damaged, was trained with other encoder weights, its encoder does not take images of
+                that side, or there is no such device.
         """
         refiner = load_pretrained(name_or_path, encoder_weights=encoder_weights, input_size=input_size)
-        return cls(refiner.to(device))
+        return cls(refiner.to(find_device(device)))
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> PhoenixRefiner:

@@ -6,9 +6,9 @@ come here. Shape letters as in `structures`; S is the side of the model input.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -25,6 +25,7 @@ from phoenix_d2.plan import MIN_LOW_RES_AREA, plan_masks
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.prompting.cues import UserCues
 from phoenix_d2.sam.decoder import MaskDecoder
+from phoenix_d2.sam.detail import EMBED_DIM
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
 from phoenix_d2.structures import MaskPrediction, Prompts, RefinementResult, RefinementStatus
 
@@ -32,6 +33,16 @@ if TYPE_CHECKING:
     from phoenix_d2.sam.feature_cache import CachedEncoder
 
 __all__ = ["MaskRefiner", "RefineOptions"]
+
+_Item = TypeVar("_Item")
+
+
+def half_dtype(device: torch.device) -> torch.dtype:
+    """What a GPU computes in at half precision: bfloat16, which has the range of float32, or float16.
+
+    GPUs of a compute capability below 8 (V100, T4, RTX 20) have no bfloat16; PyTorch emulates it there.
+    """
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
 
 
 class MaskRefiner(nn.Module):
@@ -51,6 +62,8 @@ class MaskRefiner(nn.Module):
     Attributes:
         cached_encoder: what `refine` encodes with in place of `encode_image`, see `sam.feature_cache.cache_embeddings`;
             None to compute every embedding.
+        half_precision: let `refine` encode images in half precision on a GPU (see `half_dtype`); False for float32.
+            Embeddings for a cache are computed in float32 in any case, as is all that follows.
     """
 
     pixel_mean: Tensor
@@ -80,6 +93,9 @@ class MaskRefiner(nn.Module):
         self.frozen = tuple(frozen)
         self.gate = gate
         self.cached_encoder: CachedEncoder | None = None
+        self.half_precision = True
+        # sizes of chunks that memory sufficed for, by the size asked for and whether an embedding is shared
+        self._fitting_sizes: dict[tuple[int, bool], int] = {}
         self.register_buffer("pixel_mean", torch.tensor(pixel_mean).view(3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(pixel_std).view(3, 1, 1), persistent=False)
         for name in self.frozen:
@@ -126,14 +142,24 @@ class MaskRefiner(nn.Module):
         Returns:
             (3, S, S) float.
         """
-        resized = (frame.image_to_input(image).to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
-        height, width = resized.shape[-2:]
-        return F.pad(resized, (0, self.input_size - width, 0, self.input_size - height))
+        return self._normalise(frame.image_to_input(image))
 
     def encode_image(self, images: Tensor) -> Tensor:
         """Embed preprocessed images: (B, 3, S, S) -> (B, C, h, w)."""
         embeddings: Tensor = self.image_encoder(images)
         return embeddings
+
+    def derive_prompts(self, soft_masks: Tensor, image_embeddings: Tensor, valid: Tensor | None) -> Prompts:
+        """What `prompter` makes of N masks, in training as in use.
+
+        Args:
+            soft_masks: (N, s, s) float in [0, 1], coverage in the low-resolution frame.
+            image_embeddings: (N, C, h, w), or (1, C, h, w) when all masks lie in one image.
+            valid: (N, s, s) bool, pixels that are image and not padding; all when None.
+        """
+        # behind SAM's own channels there may be others, which say nothing of what is similar
+        own = image_embeddings[:, :EMBED_DIM]
+        return self.prompter(soft_masks, stride=self.stride, image_embeddings=own, valid=valid)
 
     def decode(self, image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
         """Predict all candidates (the single mask first, then the multimask ones) of N prompted masks.
@@ -185,10 +211,10 @@ class MaskRefiner(nn.Module):
             keep_logits: give back `low_res_logits` too, which take more memory than all else.
 
         Raises:
-            ValueError: masks, points, labels or boxes do not fit the image or one another, or a calibrated gate is
-                asked of a refiner without one.
+            ValueError: masks, points, labels or boxes do not fit the image or one another, a label is unknown, a box
+                empty, or a calibrated gate is asked of a refiner without one.
             torch.OutOfMemoryError: a single mask does not fit into the device's memory; of more, half as many are
-                decoded at a time from then on.
+                decoded at a time from then on, in later calls too.
         """
         options = options or self.options
         self._check_inputs(image, coarse_masks, options)
@@ -285,9 +311,17 @@ class MaskRefiner(nn.Module):
                 masks[i] = False
                 masks[i, y0:y1, x0:x1] = frame.logits_to_window(mask_logits[None])[0] > 0
 
-        for indices in (whole, zoomed):
-            for_chunks(refine_rows, indices, options.masks_at_once(self.device.type))
+        self._for_chunks(refine_rows, whole, options, shared=True)
+        self._for_chunks(refine_rows, zoomed, options, shared=False)
         return masks, passes, evidence
+
+    def _for_chunks(
+        self, work: Callable[[Sequence[_Item]], None], items: Sequence[_Item], options: RefineOptions, *, shared: bool
+    ) -> None:
+        """`for_chunks`, beginning with the size that fitted last; `shared`: the items share an embedding."""
+        asked = options.masks_at_once(self.device.type)
+        size = self._fitting_sizes.get((asked, shared), asked)
+        self._fitting_sizes[asked, shared] = for_chunks(work, items, size)
 
     def _refine_chunk(
         self,
@@ -314,12 +348,9 @@ class MaskRefiner(nn.Module):
         valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
 
         def predict(given: Tensor, rows: Tensor) -> MaskPrediction:
-            own, own_cues = embeddings if len(embeddings) == 1 else embeddings[rows], cues[rows]
-            prompts = self.prompter(given, stride=self.stride, image_embeddings=own, valid=valid[rows])
-            prompts = self.prompter.with_user_prompts(
-                prompts, points=own_cues.points, point_labels=own_cues.point_labels, boxes=own_cues.boxes
-            )
-            return self.decode(own, prompts)
+            own = embeddings if len(embeddings) == 1 else embeddings[rows]
+            prompts = self.derive_prompts(given, own, valid[rows])
+            return self.decode(own, self.prompter.with_user_prompts(prompts, cues[rows]))
 
         passes = run_cascade(predict, soft_masks, valid, options)
         evidence = measure_evidence(
@@ -368,18 +399,32 @@ class MaskRefiner(nn.Module):
                 if is_accepted:
                     tile.blend(blended, mask, window.logits_to_window(logits[None])[0].sigmoid())
 
-        for_chunks(refine_tiles, tiles, options.masks_at_once(self.device.type))
+        self._for_chunks(refine_tiles, tiles, options, shared=False)
         return blended > 0.5
 
     def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
         """Windows of an image as (n, C, h, w) embeddings and (n, s, s) edge strengths."""
-        windows = torch.stack([self.preprocess(image, frame) for frame in frames])
+        resized = [frame.image_to_input(image) for frame in frames]
+        windows = torch.stack([self._normalise(pixels) for pixels in resized])
         if self.cached_encoder is None:
-            embeddings = self.encode_image(windows)
+            embeddings = self._encode(windows)
         else:
-            embeddings, _ = self.cached_encoder.encode([frame.image_to_input(image) for frame in frames])
+            embeddings, _ = self.cached_encoder.encode(resized)
         valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
         return embeddings, edge_strength(F.avg_pool2d(windows, self.stride), valid)
+
+    def _normalise(self, pixels: Tensor) -> Tensor:
+        """Normalise and pad (3, h, w) pixels of the model input: (3, S, S) float."""
+        normalised = (pixels.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
+        height, width = normalised.shape[-2:]
+        return F.pad(normalised, (0, self.input_size - width, 0, self.input_size - height))
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """`encode_image`, but on a GPU in half precision if `half_precision` says so; float32 comes back."""
+        if images.device.type != "cuda" or not self.half_precision:
+            return self.encode_image(images)
+        with torch.autocast("cuda", dtype=half_dtype(images.device)):
+            return self.encode_image(images).float()
 
     def _check_inputs(self, image: Tensor, masks: Tensor, options: RefineOptions) -> None:
         if image.ndim != 3 or image.shape[0] != 3:

@@ -86,13 +86,17 @@ def refine_labels(
         options: those of the refiner when None.
 
     Raises:
-        ValueError: image and labels differ in size.
+        ValueError: image and labels differ in size, or the labels are no integers.
     """
+    if labels.ndim != 2 or labels.is_floating_point():
+        raise ValueError(f"Expected (H, W) labels of an integer type, got {labels.dtype} {tuple(labels.shape)}.")
+    # few operations know unsigned types of more than a byte, and smaller ones may not hold `void`
+    given, labels = labels, labels.long()
     parts = split_labels(labels, ignored=[label for label in (background, void) if label is not None])
     result = refiner.refine(image, parts.masks, source=source, options=options, keep_logits=True)
     frames = refiner.plan(parts.masks, options)[1]
     merged = merge_labels(labels, parts, result, frames, background=background, void=void)
-    return LabelRefinement(merged, parts.labels, result.status.to(labels.device))
+    return LabelRefinement(merged.to(given.dtype), parts.labels, result.status.to(labels.device))
 
 
 def split_labels(labels: Tensor, *, ignored: Collection[int] = (), whole: Collection[int] = ()) -> LabelParts:

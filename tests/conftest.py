@@ -27,6 +27,14 @@ def register_test_encoder():
     ENCODERS["test"] = EncoderSpec(build=build, input_size=128, input_multiple=16, frozen=("backbone",))
 
 
+def pytest_generate_tests(metafunc):
+    """Run tests that take a `device` on the CPU, and on a GPU where there is one."""
+    if "device" in metafunc.fixturenames:
+        import torch
+
+        metafunc.parametrize("device", ["cpu", "cuda"] if torch.cuda.is_available() else ["cpu"])
+
+
 @pytest.fixture(scope="session")
 def test_encoder():
     register_test_encoder()

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from phoenix_d2.attack import attackable_decoder
+from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.sam.build import build_refiner
 
@@ -49,12 +50,26 @@ def test_without_embeddings_it_decodes_the_targets_prompts(
     torch.testing.assert_close(decode(torch.zeros(2, 0, 256), active), expected)
 
 
-def test_gradients_reach_the_embeddings_alone(refiner: MaskRefiner, embeddings: Tensor, coverage: Tensor) -> None:
-    decode = attackable_decoder(refiner, embeddings, coverage, dense_prompt="target")
-    perturbation = torch.zeros(1, 4, 256, requires_grad=True)
-    (gradient,) = torch.autograd.grad(decode(perturbation, torch.tensor([1])).sum(), perturbation)
+def test_gradients_reach_the_embeddings_alone(
+    refiner: MaskRefiner, embeddings: Tensor, coverage: Tensor, device: str
+) -> None:
+    refiner.to(device)
+    decode = attackable_decoder(refiner, embeddings.to(device), coverage.to(device), dense_prompt="target")
+    perturbation = torch.zeros(1, 4, 256, device=device, requires_grad=True)
+    (gradient,) = torch.autograd.grad(decode(perturbation, torch.tensor([1], device=device)).sum(), perturbation)
     assert gradient.abs().sum() > 0
     assert all(parameter.grad is None for parameter in refiner.parameters())
+
+
+def test_boxes_grow_and_images_end_as_in_use(refiner: MaskRefiner, embeddings: Tensor, coverage: Tensor) -> None:
+    refiner.prompter = CoarseMaskPrompter(box_growth=0.5, compat="samrefiner")
+    valid = torch.ones_like(coverage, dtype=torch.bool)
+    valid[:, 24:] = False
+    asked, encode = [], refiner.prompt_encoder.encode
+    refiner.prompt_encoder.encode = lambda prompts: asked.append(prompts) or encode(prompts)
+    attackable_decoder(refiner, embeddings, coverage, valid=valid, dense_prompt="target")
+    expected = refiner.derive_prompts(coverage, embeddings, valid)
+    assert asked[0].point_coords.equal(expected.point_coords) and asked[0].mask_logits.equal(expected.mask_logits)
 
 
 def test_unknown_dense_prompt(refiner: MaskRefiner, embeddings: Tensor, coverage: Tensor) -> None:

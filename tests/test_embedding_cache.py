@@ -72,6 +72,18 @@ def test_a_second_run_encodes_nothing_and_has_the_same_result(cached: Any, image
     assert len(encoded) == NUM_ENTRIES and not encoded_by_other
 
 
+def test_a_window_is_resized_once(cached: Any, image: Any, masks: Any, monkeypatch: Any) -> None:
+    interpolate, resized = torch.nn.functional.interpolate, []
+    monkeypatch.setattr(
+        torch.nn.functional, "interpolate", lambda *args, **kwargs: resized.append(1) or interpolate(*args, **kwargs)
+    )
+    refiner, _ = cached()
+    for runs in (1, 2):
+        refine(refiner, image, masks)
+        # the whole image is as large as the model input
+        assert len(resized) == runs
+
+
 def test_masks_are_about_those_without_a_cache(cached: Any, image: Any, masks: Any) -> None:
     plain, rounded = refine(build(), image, masks), refine(cached()[0], image, masks)
     np.testing.assert_allclose(rounded.low_res_logits, plain.low_res_logits, atol=1e-2)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -13,9 +14,14 @@ from phoenix_d2.options import RefineOptions
     ("options", "message"),
     [
         ({"num_iters": 0}, "num_iters 0"),
+        ({"num_iters": 2.5}, "num_iters 2.5 and chunk_size None are whole"),
+        ({"num_iters": "abc"}, "num_iters abc"),
         ({"chunk_size": 0}, "chunk_size 0"),
         ({"zoom_context": 1.0}, "zoom_context must be above 1"),
-        ({"window_scale": -1.0}, "window_scale must be at least 0"),
+        ({"zoom_context": math.inf}, "zoom_context must be above 1"),
+        ({"zoom_below": math.nan}, "zoom_below is a share"),
+        ({"window_scale": -1.0}, "window_scale must be 0, which is off, or"),
+        ({"window_scale": 0.001}, "at least 0.1, got 0.001"),
         ({"stop_overlap": 0.0}, "stop_overlap is an IoU"),
         ({"candidate": "worst"}, "Unknown candidate 'worst': expected one of best, mean"),
         ({"gate": "on"}, "Unknown gate 'on': expected one of auto"),

@@ -163,11 +163,19 @@ def test_refined_labels_change_and_stay_labels(refiner, image, labels):
     assert refined.part_labels.tolist() == [1, 2, 3] and refined.part_status.shape == (3,)
 
 
-def test_arrays_in_arrays_out(refiner, image, labels):
+@pytest.mark.parametrize("dtype", [np.uint8, np.int8, np.uint16, np.int32])
+def test_arrays_in_arrays_out(refiner, image, labels, dtype):
+    labels = labels.masked_fill(labels == VOID, 0)
     expected = refine_labels(refiner, image, labels, background=1).labels
-    array = labels.numpy().astype(np.uint8)
+    array = labels.numpy().astype(dtype)
     refined = PhoenixRefiner(refiner).refine_labels(image.permute(1, 2, 0).numpy(), array, background=1)
-    assert refined.labels.dtype == np.uint8 and (refined.labels == expected.numpy()).all()
+    assert refined.labels.dtype == dtype and (refined.labels == expected.numpy()).all()
+
+
+@pytest.mark.parametrize("change", [lambda labels: labels.float(), lambda labels: labels[None]])
+def test_what_is_no_label_map_is_refused(refiner, image, labels, change):
+    with pytest.raises(ValueError, match=r"Expected \(H, W\) labels of an integer type, got torch"):
+        refine_labels(refiner, image, change(labels))
 
 
 def test_labels_of_another_size(refiner, image, labels):

@@ -29,14 +29,14 @@ __all__ = ["CLASSICAL", "LEARNED", "CropRefiner", "Refiner", "build_refiner", "c
 
 
 def build_refiner(
-    name: str, *, weights: str | Path | None = None, device: str = "cpu", **options: Any
+    name: str, *, weights: str | Path | None = None, device: str | None = None, **options: Any
 ) -> PhoenixRefiner | CropRefiner:
     """Build a refiner.
 
     Args:
         name: key of `LEARNED` or `CLASSICAL`.
         weights: of a learned refiner, see `PhoenixRefiner.from_pretrained`; "phoenix" has some by default.
-        device: of a learned refiner.
+        device: of a learned refiner, see `PhoenixRefiner.from_pretrained`.
         options: fields of `RefineOptions`, or of the classical refiner, to change.
 
     Raises:

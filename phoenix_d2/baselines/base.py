@@ -10,6 +10,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from phoenix_d2.ops.boundary import CroppedMask
+from phoenix_d2.ops.windows import box_window
 from phoenix_d2.structures import RefinementResult, RefinementStatus
 
 Image: TypeAlias = NDArray[np.uint8]
@@ -74,7 +76,7 @@ class CropRefiner(ABC):
             if not crop.any():
                 status[i] = RefinementStatus.KEPT_VANISHED
                 continue
-            changes[i] = np.count_nonzero(crop & mask[window]) / np.count_nonzero(crop | mask[window])
+            changes[i] = CroppedMask.of(crop).iou(CroppedMask.of(mask[window]))
             refined[i][window] = crop
         unknown = np.full(len(masks), np.nan, np.float32)
         arrays: dict[str, Any] = {
@@ -97,10 +99,9 @@ def object_scale(mask: Mask) -> float:
 
 
 def _window(mask: Mask) -> tuple[slice, slice]:
-    """Rows and columns of a mask's box with a margin around it, where there is image."""
-    x, y, width, height = cv2.boundingRect(mask.view(np.uint8))
-    margin = max(round(_CONTEXT * max(width, height)), 1)
-    return slice(max(y - margin, 0), y + height + margin), slice(max(x - margin, 0), x + width + margin)
+    """Rows and columns of the crop around a mask."""
+    *_, width, height = cv2.boundingRect(mask.view(np.uint8))
+    return box_window(mask, margin=max(round(_CONTEXT * max(width, height)), 1))
 
 
 def _check_inputs(image: Image, masks: Mask) -> None:

@@ -21,8 +21,8 @@ from phoenix_d2.losses.regions import RefinementRegions
 InterForm: TypeAlias = Literal["logsumexp", "softplus"]
 """How the inter-class term repels: as Eq. (2) states it, or as Algorithm 2 does."""
 
-# pixels that all anchors of a mask are compared with at a time: few enough for a CPU's cache
-_PIXELS_AT_ONCE = 2048
+# pixels that all anchors of a mask are compared with at a time: few enough for a CPU's cache; a GPU wants many at once
+_PIXELS_AT_ONCE, _PIXELS_AT_ONCE_ON_GPU = 2048, 2**16
 # shorter vectors have no direction
 _EPS = 1e-12
 
@@ -218,4 +218,5 @@ def _to_any_length(gradient: Tensor, units: Tensor, lengths: Tensor) -> Tensor:
 
 
 def _blocks(*rows: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    return zip(*(each.split(_PIXELS_AT_ONCE) for each in rows), strict=True)
+    size = _PIXELS_AT_ONCE if rows[0].device.type == "cpu" else _PIXELS_AT_ONCE_ON_GPU
+    return zip(*(each.split(size) for each in rows), strict=True)

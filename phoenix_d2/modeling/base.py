@@ -112,7 +112,7 @@ class RefinerArchitecture(nn.Module, ABC):
         if feature_cache is not None:
             train_neck = any(parameter.requires_grad for parameter in refiner.image_encoder.parameters())
             self.cached_encoder = CachedEncoder(refiner, feature_cache, train_neck=train_neck)
-        self.latest_panel: dict[str, Tensor] = {}
+        self._latest: tuple[list[Tensor], Tensor, dict[str, Tensor]] | None = None
 
     @classmethod
     def from_config(cls, cfg: CfgNode) -> dict[str, Any]:
@@ -197,9 +197,18 @@ class RefinerArchitecture(nn.Module, ABC):
     def keep_panel(self, batched_inputs: list[dict[str, Any]], batch: TargetBatch, **masks: Tensor) -> None:
         """Keep the first mask of a batch for `PanelWriter`, beside what became of it ((N, s, s) each, by name)."""
         if len(batch.image_index):
-            image = batched_inputs[int(batch.image_index[0])]["image"]
+            images = [inputs["image"] for inputs in batched_inputs]
             named = {"target": batch.coverage} | masks
-            self.latest_panel = {"image": image} | {name: mask[0].detach() for name, mask in named.items()}
+            self._latest = images, batch.image_index[0], {name: mask[0].detach() for name, mask in named.items()}
+
+    @property
+    def latest_panel(self) -> dict[str, Tensor]:
+        """What `keep_panel` kept, "image" and (s, s) masks by name; nothing before the first mask."""
+        if self._latest is None:
+            return {}
+        # which image it is, is asked of the device only where a panel is wanted: training need not wait for that
+        images, index, masks = self._latest
+        return {"image": images[int(index)]} | masks
 
     def _refine(self, inputs: dict[str, Any]) -> dict[str, Instances]:
         coarse: Instances = inputs["coarse_instances"]

@@ -15,7 +15,7 @@ from phoenix_d2.losses.projector import Projector
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.pseudo_targets import PointGridTeacher
-from phoenix_d2.refiner import MaskRefiner, RefineOptions
+from phoenix_d2.refiner import MaskRefiner, RefineOptions, half_dtype
 from phoenix_d2.sam.build import build_refiner as build_sam_refiner
 from phoenix_d2.sam.checkpoint import load_encoder
 from phoenix_d2.sam.feature_cache import FeatureCache, cache_embeddings
@@ -106,12 +106,21 @@ def amp_dtype(cfg: CfgNode) -> torch.dtype | None:
     """Arithmetic of encoder and decoder in training: `MODEL.PHOENIX.AMP_DTYPE`, or None where AMP is off.
 
     Raises:
-        ValueError: the key names no type that autocast works in.
+        ValueError: the key names no type that autocast works in, or one that the GPU does not compute in.
     """
     name = cfg.MODEL.PHOENIX.AMP_DTYPE
     if name not in _AMP_DTYPES:
         raise ValueError(f"MODEL.PHOENIX.AMP_DTYPE is {name!r}: expected one of {', '.join(_AMP_DTYPES)}.")
-    return _AMP_DTYPES[name] if cfg.SOLVER.AMP.ENABLED else None
+    if not cfg.SOLVER.AMP.ENABLED:
+        return None
+    device = torch.device(cfg.MODEL.DEVICE)
+    # no silent change of type: with float16, the trainer scales losses
+    if device.type == "cuda" and name == "bfloat16" and half_dtype(device) == torch.float16:
+        raise ValueError(
+            "MODEL.PHOENIX.AMP_DTYPE is 'bfloat16', which this GPU only emulates, slowly (its compute capability is "
+            "below 8): set it to 'float16', or SOLVER.AMP.ENABLED to False."
+        )
+    return _AMP_DTYPES[name]
 
 
 def build_feature_cache(cfg: CfgNode) -> FeatureCache | None:

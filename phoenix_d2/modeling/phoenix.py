@@ -95,10 +95,11 @@ class Phoenix(RefinerArchitecture):
         noise = self.perturb(batch, generator)
         noisy_masks = self._run_cascade(batch, noise.masks, generator)
 
-        prompts = self.refiner.prompter(noisy_masks.float(), stride=self.refiner.stride)
+        embeddings = batch.embeddings
+        prompts = self.refiner.derive_prompts(noisy_masks.float(), embeddings, batch.valid)
         prompts = drop_visual_prompts(prompts, probability=self.drop_prob, generator=generator)
         with self.autocast():
-            prediction = self.refiner.decode(batch.embeddings, prompts)
+            prediction = self.refiner.decode(embeddings, prompts)
         losses, diagnostics = self.criterion(prediction, batch.coverage, noisy_masks, batch.valid, generator=generator)
         self.record(diagnostics | _noise_diagnostics(noise))
         refined = prediction.multimask().best().low_res_logits[:, 0] > 0
@@ -128,7 +129,11 @@ class Phoenix(RefinerArchitecture):
     def perturb(self, batch: TargetBatch, generator: torch.Generator) -> PerturbationResult:
         """Noisy masks of the targets of a batch; the decoder is attacked as it is now, in float32."""
         decode = attackable_decoder(
-            self.refiner, batch.embeddings.detach(), batch.coverage, dense_prompt=self.dense_prompt
+            self.refiner,
+            batch.embeddings.detach(),
+            batch.coverage,
+            valid=batch.valid,
+            dense_prompt=self.dense_prompt,
         )
         used = torch.rand(len(batch.coverage), generator=generator) < self.model_noise_prob
         model_masks = batch.model_masks & used.to(self.device)[:, None, None]
@@ -145,10 +150,11 @@ class Phoenix(RefinerArchitecture):
             rows = (depths > depth).nonzero()[:, 0].to(self.device)
             if len(rows) == 0:
                 break
-            prompts = self.refiner.prompter(masks[rows].float(), stride=self.refiner.stride)
+            own, valid = embeddings[rows], batch.valid[rows]
+            prompts = self.refiner.derive_prompts(masks[rows].float(), own, valid)
             with self.autocast():
-                best = self.refiner.decode_best(embeddings[rows], prompts)
-            refined = (best.low_res_logits[:, 0] > 0) & batch.valid[rows]
+                best = self.refiner.decode_best(own, prompts)
+            refined = (best.low_res_logits[:, 0] > 0) & valid
             kept = refined.flatten(1).any(1)[:, None, None]
             masks[rows] = torch.where(kept, refined, masks[rows])
         return masks
@@ -163,9 +169,9 @@ def _teach_as_loaded(model: Phoenix, state_dict: dict[str, Any], prefix: str, *_
 
 
 def _noise_diagnostics(noise: PerturbationResult) -> dict[str, Tensor]:
+    # 0 rather than NaN of no masks
+    n = max(len(noise.outcome), 1)
     attacked = noise.outcome < PerturbationOutcome.MORPHOLOGICAL
-    shares = {
-        f"noise_{outcome.name.lower()}": (noise.outcome == outcome).float().mean() for outcome in PerturbationOutcome
-    }
+    shares = {f"noise_{outcome.name.lower()}": (noise.outcome == outcome).sum() / n for outcome in PerturbationOutcome}
     steps = (noise.num_steps * attacked).sum() / attacked.sum().clamp(min=1)
-    return {"noise_iou": noise.iou.mean(), "noise_steps": steps, **shares}
+    return {"noise_iou": noise.iou.sum() / n, "noise_steps": steps, **shares}

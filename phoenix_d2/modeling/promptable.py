@@ -122,7 +122,7 @@ class PromptableDecoder(RefinerArchitecture):
         kind = torch.multinomial(self.prompt_probs.expand(len(batch.image_index), 3), 1, generator=generator)
         is_point, is_box, is_mask = (kind.to(self.device) == k for k in range(3))
         noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
-        derived = self.refiner.prompter(noise.masks.float(), stride=self.refiner.stride)
+        derived = self.refiner.derive_prompts(noise.masks.float(), batch.embeddings, batch.valid)
         derived = drop_visual_prompts(derived, probability=self.drop_prob, generator=generator)
 
         points = self._centres(_draw_pixels(batch.masks, generator))

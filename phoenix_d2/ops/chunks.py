@@ -10,13 +10,16 @@ import torch
 _Item = TypeVar("_Item")
 
 
-def for_chunks(work: Callable[[Sequence[_Item]], None], items: Sequence[_Item], size: int) -> None:
+def for_chunks(work: Callable[[Sequence[_Item]], None], items: Sequence[_Item], size: int) -> int:
     """Call `work` with chunk after chunk of the items; halve the chunks from there on where memory runs out.
 
     Args:
         work: may run out of memory half-way, and is then called again for a part of the same items.
         items: in this order.
         size: of a chunk, at first.
+
+    Returns:
+        The size in the end, with which later work may begin.
 
     Raises:
         torch.OutOfMemoryError: a single item does not fit.
@@ -32,3 +35,4 @@ def for_chunks(work: Callable[[Sequence[_Item]], None], items: Sequence[_Item], 
             size = len(chunk) // 2
         else:
             start += len(chunk)
+    return size

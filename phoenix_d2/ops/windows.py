@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import cv2
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 
@@ -83,11 +86,25 @@ def outline(masks: Tensor) -> Tensor:
     Returns:
         (N, H, W) bool.
     """
-    pixels = F.pad(masks[:, None].to(torch.uint8), (1, 1, 1, 1), mode="replicate").float()
+    pixels = F.pad(masks[:, None].float(), (1, 1, 1, 1), mode="replicate")
     # the cross of 3 x 3: a pixel unlike one of its four neighbours
     across = F.max_pool2d(pixels, (1, 3), 1) + F.max_pool2d(-pixels, (1, 3), 1)
     down = F.max_pool2d(pixels, (3, 1), 1) + F.max_pool2d(-pixels, (3, 1), 1)
     return (across[:, 0, 1:-1] + down[:, 0, :, 1:-1]) > 0
+
+
+def box_window(mask: NDArray[np.bool_], *, margin: int = 0, share: float = 0.0) -> tuple[slice, slice]:
+    """Rows and columns of a mask's box with a margin on all sides, where there is image.
+
+    Args:
+        mask: (H, W) bool; an empty one has an empty box at (0, 0).
+        margin: in pixels, at least.
+        share: of the box's side along the same axis, where that is more.
+    """
+    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
+    across, down = (max(round(share * side), margin) for side in (width, height))
+    # indexing cuts what lies beyond the image's end
+    return slice(max(y - down, 0), y + height + down), slice(max(x - across, 0), x + width + across)
 
 
 def zoom_window(image_size: tuple[int, int], box: Sequence[float], context: float) -> tuple[int, int, int, int]:

@@ -99,19 +99,19 @@ def perturb_masks(
 
         # Algorithm 1 would step after the last decode of a round as well, but never decodes the result
         advancing = above & (round_decodes[active] < max_steps)
-        rows = active[advancing]
-        if len(rows):
-            objective = -distance(logits[advancing], guidance[rows], valid[rows]).sum()
+        if advancing.any():
+            objective = -(distance(logits, guidance[active], valid[active]) * advancing).sum()
             (gradient,) = torch.autograd.grad(objective, current)
-            previous[rows], direction[rows] = embeddings[rows], gradient[advancing].sign()
+            stepping = advancing[:, None, None]
+            previous[active] = torch.where(stepping, embeddings[active], previous[active])
+            direction[active] = torch.where(stepping, gradient.sign(), direction[active])
 
         # an overshoot goes back to the state before the last step; Algorithm 1 decodes it again, for a gradient that is
         # still at hand: that decode counts as the first of the new round, and is spared
         returning = below & moved & (num_decays[active] < max_decays)
-        rows = active[returning]
-        step_sizes[rows] *= step_decay
-        num_decays[rows] += 1
-        round_decodes[rows] = 1
+        step_sizes[active] *= torch.where(returning, step_decay, 1.0)[:, None, None]
+        num_decays[active] += returning
+        round_decodes[active] = torch.where(returning, 1, round_decodes[active])
 
         active = active[advancing | returning]
         embeddings[active] = previous[active] + step_sizes[active] * direction[active]

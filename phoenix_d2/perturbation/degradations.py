@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from phoenix_d2.ops.windows import box_window
 from phoenix_d2.perturbation import morphology
 from phoenix_d2.perturbation.morphology import BoolMask
 
@@ -31,7 +32,7 @@ def mask_head(mask: BoolMask, *, size: int = 28) -> BoolMask:
     """
     if not mask.any():
         return np.array(mask)
-    rows, columns = _grown_box(mask)
+    rows, columns = box_window(mask, margin=1, share=1 / 20)
     crop = mask[rows, columns].astype(np.float32)
     squeezed = cv2.resize(crop, (size, size), interpolation=cv2.INTER_AREA)
     degraded = np.zeros_like(mask)
@@ -58,11 +59,6 @@ def coarsen_polygon(mask: BoolMask, *, tolerance: float) -> BoolMask:
     return degraded if degraded.any() else np.array(mask)
 
 
-def morphological(mask: BoolMask, *, iou_threshold: float, rng: np.random.Generator) -> BoolMask:
-    """Morphological noise down to an IoU; see `morphology.perturb_mask`."""
-    return morphology.perturb_mask(mask, iou_threshold=iou_threshold, rng=rng)
-
-
 def _mask_head(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolMask:
     """A grid of 56 (strength 0) to 7 (strength 1); 28 and 14 lie a third and two thirds of the way."""
     return mask_head(mask, size=round(56 * 8.0**-strength))
@@ -74,7 +70,7 @@ def _polygon(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolM
 
 
 def _morphological(mask: BoolMask, strength: float, rng: np.random.Generator) -> BoolMask:
-    return morphological(mask, iou_threshold=iou_threshold(strength), rng=rng)
+    return morphology.perturb_mask(mask, iou_threshold=iou_threshold(strength), rng=rng)
 
 
 DEGRADATIONS: dict[str, Degradation] = {
@@ -134,15 +130,3 @@ def iou_threshold(strength: float) -> float:
 def _check_strength(strength: float) -> None:
     if not 0 <= strength <= 1:
         raise ValueError(f"Strength {strength} of a degradation is out of range: expected 0 to 1.")
-
-
-def _grown_box(mask: BoolMask) -> tuple[slice, slice]:
-    """Rows and columns of the mask's box, grown by a twentieth of its side (a pixel at least) and clipped."""
-    rows, columns = (_grown_span(np.flatnonzero(mask.any(axis=axis)), mask.shape[1 - axis]) for axis in (1, 0))
-    return rows, columns
-
-
-def _grown_span(occupied: np.ndarray, length: int) -> slice:
-    low, high = int(occupied[0]), int(occupied[-1]) + 1
-    margin = max(round((high - low) / 20), 1)
-    return slice(max(low - margin, 0), min(high + margin, length))

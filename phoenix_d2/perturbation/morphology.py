@@ -15,11 +15,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from phoenix_d2.ops.masks import mask_iou
+from phoenix_d2.ops.windows import box_window
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
 
 BoolMask: TypeAlias = NDArray[np.bool_]
 _Pixels: TypeAlias = NDArray[np.uint8]
 
+# edits tried on a mask
+_MAX_ROUNDS = 100
 _ROUGH_MIN_VERTICES = 10
 # discs, diamonds and squares as structuring elements
 _METRICS = (cv2.DIST_L2, cv2.DIST_L1, cv2.DIST_C)
@@ -31,7 +34,6 @@ def perturb_mask(
     iou_threshold: float,
     rng: np.random.Generator,
     iou_margin: float = 0.05,
-    max_rounds: int = 100,
 ) -> BoolMask:
     """Add morphological noise until the IoU with the mask lies in [threshold, threshold + margin).
 
@@ -43,7 +45,6 @@ def perturb_mask(
         iou_threshold: in (0, 1]; the IoU is measured against `mask` itself.
         rng: draws every choice.
         iou_margin: width of the band.
-        max_rounds: edits tried.
 
     Returns:
         (h, w) bool, a new array; empty only if `mask` is.
@@ -60,7 +61,7 @@ def perturb_mask(
     if area == 0:
         return noisy
     size = area**0.5
-    window = _window(mask, margin=int(size / 2) + 2)
+    window = box_window(mask, margin=int(size / 2) + 2)
     canvas = _Canvas(mask[window].astype(np.uint8), iou_threshold)
     contours = find_contours(canvas.original)
     boundary = np.concatenate(contours)[:, 0]
@@ -71,7 +72,7 @@ def perturb_mask(
     # object that fills its window has no room to grow
     grow_prob = rng.uniform() * min(1.0, 2 - 2 * area / canvas.original.size)
     scale = 1.0
-    for _ in range(max_rounds):
+    for _ in range(_MAX_ROUNDS):
         gap = canvas.iou - iou_threshold
         if gap < iou_margin:
             break
@@ -142,13 +143,6 @@ class _Canvas:
         self.current[region] = patch
         self.iou, self._area, self._intersection = iou, area, intersection
         return True
-
-
-def _window(mask: BoolMask, *, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of the mask's box, grown by `margin` pixels inside the image."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    top, left = max(int(rows[0]) - margin, 0), max(int(columns[0]) - margin, 0)
-    return slice(top, int(rows[-1]) + 1 + margin), slice(left, int(columns[-1]) + 1 + margin)
 
 
 def _region(centre: NDArray[np.int32], half_sides: NDArray[np.float64], shape: tuple[int, ...]) -> tuple[slice, slice]:

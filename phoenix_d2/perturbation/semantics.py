@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from phoenix_d2.ops.windows import box_window
+
 FEATURES = ("canny", "log", "both")
 """Edges, texture, and the mean of the two: the order of the maps of `semantic_features`."""
 
@@ -19,8 +21,8 @@ FEATURES = ("canny", "log", "both")
 _SIGMA = 2.0
 # gradients of 8-bit grey, from the weakest to the strongest edge that is in doubt: OpenCV's tutorial's
 _CANNY_THRESHOLDS = (100, 200)
-# side of the window in units of the box of mask and target
-_CONTEXT = 2.0
+# around the box of mask and target, in units of its sides
+_MARGIN = 0.5
 
 
 def semantic_features(image: NDArray[np.uint8]) -> NDArray[np.float32]:
@@ -52,9 +54,11 @@ def semantic_correlation(
     Returns:
         (F,) in [-1, 1]; NaN where nothing is wrong or the window has no feature.
     """
-    rows, columns = _window(target_mask | mask)
-    errors = target_mask[rows, columns] != mask[rows, columns]
-    return pearson(_smooth(errors.astype(np.float32))[None], features[:, rows, columns])
+    errors = target_mask != mask
+    if not errors.any():
+        return np.full(len(features), np.nan)
+    rows, columns = box_window(target_mask | mask, share=_MARGIN)
+    return pearson(_smooth(errors[rows, columns].astype(np.float32))[None], features[:, rows, columns])
 
 
 def pearson(maps: NDArray[np.floating], others: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -72,17 +76,3 @@ def _smooth(values: NDArray[np.float32]) -> NDArray[np.float32]:
 
 def _to_unit_range(values: NDArray[np.float32]) -> NDArray[np.float32]:
     return values / max(float(values.max()), 1e-6)
-
-
-def _window(mask: NDArray[np.bool_]) -> tuple[slice, slice]:
-    """Rows and columns of a mask's box, grown to `_CONTEXT` times its sides and clipped; all where it is empty."""
-    rows, columns = (_grown(np.flatnonzero(mask.any(axis=axis)), mask.shape[1 - axis]) for axis in (1, 0))
-    return rows, columns
-
-
-def _grown(occupied: NDArray[np.intp], length: int) -> slice:
-    if len(occupied) == 0:
-        return slice(0, length)
-    low, high = int(occupied[0]), int(occupied[-1]) + 1
-    margin = round((high - low) * (_CONTEXT - 1) / 2)
-    return slice(max(low - margin, 0), min(high + margin, length))

@@ -9,6 +9,9 @@ from torch import Tensor
 from phoenix_d2.ops.masks import masks_to_boxes
 from phoenix_d2.prompting.points import to_sam_coords
 
+# the cosine above which a pixel resembles a mask
+_MIN_SIMILARITY = 0.5
+
 
 def box_corners(boxes: Tensor) -> Tensor:
     """Corner points of boxes: the first and the last pixel in each, as segment-anything takes them.
@@ -30,7 +33,6 @@ def grow_boxes(
     image_embeddings: Tensor,
     margin: float,
     max_step: float,
-    min_similarity: float = 0.5,
     valid: Tensor | None = None,
 ) -> Tensor:
     """Move the sides of boxes outwards where the image goes on as it is inside the mask.
@@ -46,7 +48,6 @@ def grow_boxes(
             once each, which is what this costs in memory.
         margin: share of a band that must be similar for its side to move.
         max_step: the longest step, in pixels of the frame.
-        min_similarity: the cosine above which a pixel is similar.
         valid: (N, s, s) or (1, s, s) bool, pixels that hold image; all when None.
 
     Returns:
@@ -55,13 +56,13 @@ def grow_boxes(
     extent = torch.stack([boxes[:, 2] - boxes[:, 0], boxes[:, 3] - boxes[:, 1]], dim=1)
     step = (0.1 * extent).clamp(max=max_step).repeat(1, 2)
     moved = boxes + step * boxes.new_tensor([-1, -1, 1, 1])
-    share = _similar_share(_bands(boxes, moved), _similar_pixels(masks, image_embeddings, min_similarity))
+    share = _similar_share(_bands(boxes, moved), _similar_pixels(masks, image_embeddings))
     image = masks_to_boxes(masks.new_ones(1, *masks.shape[1:]) if valid is None else valid)
     inside = (moved > image[:, :2].repeat(1, 2)) & (moved < image[:, 2:].repeat(1, 2))
     return torch.where(inside & (share > margin), moved, boxes)
 
 
-def _similar_pixels(masks: Tensor, image_embeddings: Tensor, min_similarity: float) -> Tensor:
+def _similar_pixels(masks: Tensor, image_embeddings: Tensor) -> Tensor:
     """(N, s, s) bool: pixels whose interpolated embedding resembles the mean embedding of the mask."""
     frame = masks.shape[-2:]
     embeddings = image_embeddings.float()
@@ -73,7 +74,7 @@ def _similar_pixels(masks: Tensor, image_embeddings: Tensor, min_similarity: flo
     products = (prototypes @ embeddings.flatten(2)).view(-1, 1, height, width)
     lengths: Tensor = torch.linalg.vector_norm(_interpolate(embeddings, frame), dim=1)
     lengths = lengths * torch.linalg.vector_norm(prototypes, dim=2)[:, :, None]
-    return _interpolate(products, frame)[:, 0] > min_similarity * lengths
+    return _interpolate(products, frame)[:, 0] > _MIN_SIMILARITY * lengths
 
 
 def _bands(boxes: Tensor, moved: Tensor) -> Tensor:

@@ -33,7 +33,7 @@ class UserCues:
         """Cues for `num_masks` masks; points without labels lie on the object.
 
         Raises:
-            ValueError: shapes do not fit the masks or one another.
+            ValueError: shapes do not fit the masks or one another, a label is unknown, or a box empty.
         """
         n = num_masks
         if points is not None and (points.ndim != 3 or points.shape[0] != n or points.shape[2] != 2):
@@ -41,8 +41,12 @@ class UserCues:
         if point_labels is not None and (points is None or point_labels.shape != points.shape[:2]):
             given = None if points is None else tuple(points.shape[:2])
             raise ValueError(f"Expected one label a point, {given}, got {tuple(point_labels.shape)}.")
-        if boxes is not None and boxes.shape != (n, 4):
-            raise ValueError(f"Expected boxes of shape ({n}, 4), got {tuple(boxes.shape)}.")
+        if point_labels is not None:
+            _check_labels(point_labels)
+        if boxes is not None:
+            if boxes.shape != (n, 4):
+                raise ValueError(f"Expected boxes of shape ({n}, 4), got {tuple(boxes.shape)}.")
+            _check_boxes(boxes)
         if points is not None and point_labels is None:
             point_labels = torch.full(points.shape[:2], int(PointLabel.FOREGROUND))
         return cls(
@@ -83,3 +87,17 @@ class UserCues:
             corners.append(torch.where(is_point, self.points, corners[0][:, :1]))
         extent = torch.cat(corners, dim=1)
         return torch.cat([extent.amin(1).floor(), extent.amax(1).ceil()], dim=1)
+
+
+def _check_labels(labels: Tensor) -> None:
+    if ((labels < PointLabel.PADDING) | (labels > PointLabel.FOREGROUND)).any():
+        raise ValueError(
+            f"Point labels { {*labels.flatten().tolist()} } hold others than 1 (on the object), 0 (off it) and "
+            "-1 (no point); give boxes as boxes."
+        )
+
+
+def _check_boxes(boxes: Tensor) -> None:
+    empty = ~(boxes[:, :2] < boxes[:, 2:]).all(dim=1)
+    if empty.any():
+        raise ValueError(f"Boxes {boxes[empty].tolist()} are empty: give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")

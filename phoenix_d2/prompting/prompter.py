@@ -11,6 +11,7 @@ from torch import Tensor
 
 from phoenix_d2.ops.masks import masks_to_boxes
 from phoenix_d2.prompting.boxes import box_corners, grow_boxes
+from phoenix_d2.prompting.cues import UserCues
 from phoenix_d2.prompting.depths import DepthMaps, chamfer_depths, euclidean_depths
 from phoenix_d2.prompting.mask_prompt import binary_prompt, gaussian_prompt, logit_prompt
 from phoenix_d2.prompting.points import sample_points, to_sam_coords
@@ -120,38 +121,23 @@ class CoarseMaskPrompter:
         prompts = Prompts(*_join(points, corners), self._mask_prompt(soft_masks, masks, depths, grown))
         return prompts.without_points(tight_boxes[:, 2] == 0)
 
-    def with_user_prompts(
-        self,
-        prompts: Prompts,
-        *,
-        points: Tensor | None = None,
-        point_labels: Tensor | None = None,
-        boxes: Tensor | None = None,
-    ) -> Prompts:
+    def with_user_prompts(self, prompts: Prompts, cues: UserCues) -> Prompts:
         """Replace derived prompts by those that a user gives (visual cues, paper A.2).
 
         Points take the place of the points, a box that of the box; what is not given stays as derived.
 
         Args:
             prompts: what this prompter derived for N masks.
-            points: (N, K, 2) float, continuous (x, y) model-input coordinates.
-            point_labels: (N, K) integer, 1 on the object, 0 off it, -1 for no point; all 1 when None.
-            boxes: (N, 4) float, XYXY, continuous model-input coordinates.
-
-        Raises:
-            ValueError: shapes or labels do not fit, or a box is empty.
+            cues: for the same masks, in continuous model-input coordinates.
         """
         split = _NUM_DERIVED_POINTS if self.points else 0
         old_coords, old_labels = prompts.point_coords, prompts.point_labels
-        if points is None:
-            point_set = old_coords[:, :split], old_labels[:, :split]
-        else:
-            coords, labels = _check_user_points(points, point_labels, num_masks=len(prompts))
-            point_set = to_sam_coords(coords.to(old_coords)), labels.to(old_labels)
-        if boxes is None:
-            corner_set = old_coords[:, split:], old_labels[:, split:]
-        else:
-            corner_set = _box_points(_check_user_boxes(boxes, num_masks=len(prompts)).to(old_coords))
+        point_set = old_coords[:, :split], old_labels[:, :split]
+        corner_set = old_coords[:, split:], old_labels[:, split:]
+        if cues.points is not None and cues.point_labels is not None:
+            point_set = to_sam_coords(cues.points), cues.point_labels.to(old_labels)
+        if cues.boxes is not None:
+            corner_set = _box_points(cues.boxes)
         return Prompts(*_join(point_set, corner_set), prompts.mask_logits)
 
     def _depths(self, masks: Tensor, boxes: Tensor, valid: Tensor | None) -> DepthMaps:
@@ -219,28 +205,3 @@ def _join(points: PointSet, corners: PointSet) -> PointSet:
     if points[1].shape[1] and not corners[1].shape[1]:
         corners = _padding(points[1], 1)
     return torch.cat([points[0], corners[0]], dim=1), torch.cat([points[1], corners[1]], dim=1)
-
-
-def _check_user_points(points: Tensor, labels: Tensor | None, *, num_masks: int) -> PointSet:
-    if labels is None:
-        labels = torch.full(points.shape[:-1], int(PointLabel.FOREGROUND), device=points.device)
-    if points.ndim != 3 or points.shape[::2] != (num_masks, 2) or labels.shape != points.shape[:2]:
-        raise ValueError(
-            f"Points {tuple(points.shape)} with labels {tuple(labels.shape)}: {num_masks} masks need points "
-            f"({num_masks}, K, 2) and labels ({num_masks}, K); pad masks that have fewer points with label -1."
-        )
-    if ((labels < PointLabel.PADDING) | (labels > PointLabel.FOREGROUND)).any():
-        raise ValueError(
-            f"Point labels { {*labels.flatten().tolist()} } hold others than 1 (on the object), 0 (off it) and "
-            "-1 (no point); give boxes as boxes."
-        )
-    return points, labels
-
-
-def _check_user_boxes(boxes: Tensor, *, num_masks: int) -> Tensor:
-    if boxes.shape != (num_masks, 4):
-        raise ValueError(f"Boxes {tuple(boxes.shape)}: {num_masks} masks need boxes ({num_masks}, 4), one a mask.")
-    empty = ~(boxes[:, :2] < boxes[:, 2:]).all(dim=1)
-    if empty.any():
-        raise ValueError(f"Boxes {boxes[empty].tolist()} are empty: give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")
-    return boxes

@@ -7,8 +7,7 @@ weights that it was trained with. Without those weights the rest is noise, so th
 from __future__ import annotations
 
 import json
-import os
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from phoenix_d2.files import atomic_path
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.sam.hashing import hash_tensors
 from phoenix_d2.sam.official import find_checkpoint
@@ -90,7 +90,8 @@ def refiner_metadata(refiner: MaskRefiner) -> dict[str, Any]:
         "encoder_sha256": frozen_hash(refiner),
         "input_size": refiner.input_size,
         "prompter": asdict(refiner.prompter),
-        "options": asdict(refiner.options),
+        # how many masks fit at once is a matter of the machine
+        "options": asdict(replace(refiner.options, chunk_size=None)),
         "gate": None if refiner.gate is None else refiner.gate.to_metadata(),
     }
 
@@ -179,9 +180,15 @@ def load_trained(refiner: MaskRefiner, path: str | Path) -> None:
 
 
 def save_refiner(refiner: MaskRefiner, path: str | Path, *, dtype: torch.dtype = torch.float16) -> None:
-    """Write what training changed and `refiner_metadata` as one `.safetensors` file, whole or not at all."""
+    """Write what training changed and `refiner_metadata` as one `.safetensors` file, whole or not at all.
+
+    Raises:
+        OSError: the file cannot be written.
+        ValueError: its name ends otherwise.
+    """
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(f"Weights are saved as .safetensors, got {path}: name it {Path(path).stem}.safetensors.")
     weights = {name: value.detach().cpu().to(dtype).contiguous() for name, value in trained_state_dict(refiner).items()}
     content = serialize(weights, metadata={METADATA_KEY: json.dumps(refiner_metadata(refiner))})
-    partial = Path(path).with_suffix(".partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)

@@ -137,6 +137,11 @@ def find_checkpoint(name_or_path: str | Path) -> Path:
     raise FileNotFoundError(f"No weights at {path}: {remedy}.")
 
 
+def is_downloaded(encoder: str) -> bool:
+    """Whether the official checkpoint of an encoder lies where `find_checkpoint` looks for it."""
+    return encoder in CHECKPOINTS and (checkpoint_folder() / CHECKPOINTS[encoder].file_name).is_file()
+
+
 def check_file(path: Path, checkpoint: OfficialCheckpoint) -> None:
     """Check that a file is the published one.
 

@@ -13,7 +13,7 @@ from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.sam.checkpoint import load_encoder, load_trained, read_metadata
-from phoenix_d2.sam.official import CHECKPOINTS, encoder_of, find_checkpoint
+from phoenix_d2.sam.official import CHECKPOINTS, encoder_of, find_checkpoint, is_downloaded
 
 WEIGHTS_DIR = Path(__file__).parent.parent / "weights"
 
@@ -27,7 +27,7 @@ def load_pretrained(
         name_or_path: weights that come with the package, by name, a `.safetensors` or training checkpoint, or an
             official checkpoint, by path or by its encoder's name.
         encoder_weights: official checkpoint, by path or by its encoder's name, for a trained refiner whose encoder
-            has one.
+            has one; where None, the downloaded one is taken, if there is one.
         input_size: side of the model input in pixels, where it is to be another than in training; finer outlines of
             large objects for more time.
 
@@ -51,8 +51,11 @@ def load_pretrained(
         metadata["encoder"],
         input_size=metadata["input_size"] if input_size is None else input_size,
         prompter=CoarseMaskPrompter(**metadata["prompter"]),
-        options=RefineOptions(**metadata["options"]),
+        # weights of before 0.1 name the chunk size of the machine that they were made on
+        options=RefineOptions(**metadata["options"] | {"chunk_size": None}),
     )
+    if encoder_weights is None and is_downloaded(metadata["encoder"]):
+        encoder_weights = metadata["encoder"]
     if encoder_weights is not None:
         load_encoder(refiner, encoder_weights)
     load_trained(refiner, path)

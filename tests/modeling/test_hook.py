@@ -61,11 +61,12 @@ def sample(seed=0, height=SIZE[0], width=SIZE[1]):
 
 def expected_masks(refiner, inputs, image_format="RGB", **options):
     size = (inputs["height"], inputs["width"])
-    image = image_in_output_frame(inputs["image"], size, image_format)
+    image = image_in_output_frame(inputs["image"].to(refiner.device), size, image_format)
     return refine_instances(refiner, image, found(size), **options).pred_masks
 
 
-def test_every_image_of_a_batch_gets_its_own_masks(refiner):
+def test_every_image_of_a_batch_gets_its_own_masks(refiner, device):
+    refiner = copy.deepcopy(refiner).to(device)
     model, batch = FakeDetector().eval(), [sample(0), sample(1, 50, 70)]
     RefinerHook(refiner, model)
     outputs = model(batch)

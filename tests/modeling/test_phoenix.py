@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from detectron2.modeling import build_model
 from detectron2.structures import BitMasks, Instances
 from detectron2.utils.events import EventStorage
 
+from phoenix_d2.modeling.build import amp_dtype
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.structures import PerturbationOutcome
 
@@ -59,8 +62,11 @@ def test_training_returns_finite_scalar_losses_alone(build, training_batch):
     "trainable", [("mask_decoder",), ("image_encoder", "prompt_encoder", "mask_decoder")], ids=["decoder", "all"]
 )
 @pytest.mark.parametrize("drop_prob", [0.0, 1.0])
-def test_every_trainable_parameter_gets_a_gradient_and_no_other(build, training_batch, trainable, drop_prob):
-    model = build("MODEL.PHOENIX.TRAINABLE", trainable, "MODEL.PHOENIX.PROMPT.DROP_PROB", drop_prob)
+def test_every_trainable_parameter_gets_a_gradient_and_no_other(build, training_batch, trainable, drop_prob, device):
+    model = build(
+        *("MODEL.PHOENIX.TRAINABLE", trainable, "MODEL.PHOENIX.PROMPT.DROP_PROB", drop_prob),
+        *("MODEL.DEVICE", device),
+    )
     losses, _ = losses_at(model, training_batch)
     assert_gradients_reach_what_is_trained(model, losses)
     encoder = model.refiner.image_encoder
@@ -75,12 +81,14 @@ def test_gradients_when_nothing_is_wrong(build, training_batch):
     assert_gradients_reach_what_is_trained(model, losses)
 
 
-def test_gradients_without_a_single_mask(build, training_batch):
+@pytest.mark.parametrize("box_growth", [0.0, 0.5])
+def test_gradients_without_a_single_mask(build, training_batch, box_growth, device):
     for inputs in training_batch:
         inputs["instances"] = inputs["instances"][:0]
-    model = build()
-    losses, _ = losses_at(model, training_batch)
+    model = build("MODEL.DEVICE", device, "MODEL.PHOENIX.PROMPT.BOX_GROWTH", box_growth)
+    losses, diagnostics = losses_at(model, training_batch)
     assert all(torch.isfinite(loss) for loss in losses.values())
+    assert not any(math.isnan(value) for value in diagnostics.values())
     assert_gradients_reach_what_is_trained(model, losses)
 
 
@@ -194,6 +202,24 @@ def test_a_mask_that_the_cascade_would_erase_stays(build, training_batch):
         assert torch.equal(model._run_cascade(batch, batch.masks, model.generator()), batch.masks)
 
 
+def test_prompts_are_derived_as_in_use(build, training_batch):
+    """Boxes grow into the image alone, in the attack, the cascade and the pass that is trained."""
+    model = build("MODEL.PHOENIX.PROMPT.BOX_GROWTH", 0.5, "MODEL.PHOENIX.CASCADE.MAX_PROB", 1.0)
+    prompter, seen = model.refiner.prompter, []
+
+    def spy(soft_masks, *, image_embeddings, valid, **stride):
+        seen.append((len(soft_masks), image_embeddings.shape, valid.flatten(1).sum(1).tolist()))
+        return prompter(soft_masks, image_embeddings=image_embeddings, valid=valid, **stride)
+
+    model.refiner.prompter = spy
+    losses, _ = losses_at(model, training_batch, 6)
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    assert len(seen) > 2
+    assert all(shape == (n, 256, 8, 8) and len(valid) == n for n, shape, valid in seen)
+    # 80 of 128 rows of the first image
+    assert seen[0][2] == seen[-1][2] == [20 * 32, 20 * 32, 32 * 32]
+
+
 def test_same_seed_same_losses_and_another_iteration_others(build, training_batch):
     model = build()
     first, again, later = (losses_at(model, training_batch, i)[0] for i in (0, 0, 1))
@@ -229,6 +255,39 @@ def test_mixed_precision_trains(build, training_batch):
     losses, _ = losses_at(model, training_batch)
     assert all(loss.dtype == torch.float32 and torch.isfinite(loss) for loss in losses.values())
     assert_gradients_reach_what_is_trained(model, losses)
+
+
+def test_gradients_of_scaled_losses_in_float16(build, training_batch):
+    """They are about those of float32, once they are scaled back."""
+    overrides = (*("MODEL.PHOENIX.PERTURBATION.MORPHOLOGY_PROB", 1.0), *("MODEL.PHOENIX.CASCADE.MAX_PROB", 0.0))
+    gradients = []
+    for amp in (False, True):
+        model = build(*overrides, "SOLVER.AMP.ENABLED", amp, "MODEL.PHOENIX.AMP_DTYPE", "float16")
+        trained = [p for p in model.parameters() if p.requires_grad]
+        optimizer = torch.optim.SGD(trained, lr=1.0)
+        scaler = torch.amp.GradScaler("cpu", enabled=amp)
+        losses, _ = losses_at(model, training_batch)
+        assert all(loss.dtype == torch.float32 for loss in losses.values())
+        scaler.scale(sum(losses.values())).backward()
+        scaler.unscale_(optimizer)
+        gradients.append(torch.cat([p.grad.flatten() for p in trained]))
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.95
+
+
+@pytest.mark.parametrize(("capability", "known"), [((8, 0), ("bfloat16", "float16")), ((7, 5), ("float16",))])
+def test_arithmetic_that_a_gpu_only_emulates_is_refused(cfg, monkeypatch, capability, known):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    cfg.MODEL.DEVICE = "cuda"
+    cfg.SOLVER.AMP.ENABLED = True
+    for name in ("bfloat16", "float16"):
+        cfg.MODEL.PHOENIX.AMP_DTYPE = name
+        if name in known:
+            assert amp_dtype(cfg) == getattr(torch, name)
+        else:
+            with pytest.raises(ValueError, match=r"AMP_DTYPE is 'bfloat16'.*set it to 'float16'"):
+                amp_dtype(cfg)
+    cfg.MODEL.PHOENIX.AMP_DTYPE, cfg.SOLVER.AMP.ENABLED = "bfloat16", False
+    assert amp_dtype(cfg) is None
 
 
 def test_config_reaches_the_parts(build):

@@ -70,6 +70,19 @@ def test_a_coarse_mask_comes_with_what_the_prompter_derives(first_prompts):
     assert not torch.equal(coarse, batch.masks)
 
 
+def test_prompts_of_a_coarse_mask_are_derived_as_in_use(build, training_batch):
+    model = build(
+        *("MODEL.PHOENIX.PRETRAIN.PROMPT_PROBS", MASK, "MODEL.PHOENIX.PROMPT.DROP_PROB", 0.0),
+        *("MODEL.PHOENIX.PROMPT.BOX_GROWTH", 0.5, "MODEL.PHOENIX.PROMPT.COMPAT", "samrefiner"),
+    )
+    with EventStorage():
+        batch = model.load_batch(training_batch)
+        prompts, _, coarse = model._first_prompts(batch, model.generator())
+    expected = model.refiner.derive_prompts(coarse.float(), batch.embeddings, batch.valid)
+    assert prompts.point_coords[:, 3:].equal(expected.point_coords)
+    assert prompts.mask_logits.equal(expected.mask_logits)
+
+
 def test_visual_prompts_of_a_coarse_mask_may_be_dropped(first_prompts):
     _, prompts, has_mask, _ = first_prompts(MASK, "MODEL.PHOENIX.PROMPT.DROP_PROB", 1.0)
     assert has_mask.all()
@@ -144,8 +157,13 @@ def test_losses_are_means_over_the_rounds(build, training_batch):
 @pytest.mark.parametrize(
     "trainable", [("mask_decoder",), ("image_encoder", "prompt_encoder", "mask_decoder")], ids=["decoder", "all"]
 )
-def test_every_trainable_parameter_gets_a_gradient_and_no_other(build, training_batch, probabilities, trainable):
-    model = build("MODEL.PHOENIX.PRETRAIN.PROMPT_PROBS", probabilities, "MODEL.PHOENIX.TRAINABLE", trainable)
+def test_every_trainable_parameter_gets_a_gradient_and_no_other(
+    build, training_batch, probabilities, trainable, device
+):
+    model = build(
+        *("MODEL.PHOENIX.PRETRAIN.PROMPT_PROBS", probabilities, "MODEL.PHOENIX.TRAINABLE", trainable),
+        *("MODEL.DEVICE", device),
+    )
     with EventStorage():
         losses = model(training_batch)
     assert all(torch.isfinite(loss) for loss in losses.values())
@@ -155,10 +173,10 @@ def test_every_trainable_parameter_gets_a_gradient_and_no_other(build, training_
     assert trained == set(trainable)
 
 
-def test_gradients_without_a_single_mask(build, training_batch):
+def test_gradients_without_a_single_mask(build, training_batch, device):
     for inputs in training_batch:
         inputs["instances"] = inputs["instances"][:0]
-    model = build()
+    model = build("MODEL.DEVICE", device)
     with EventStorage():
         losses = model(training_batch)
     sum(losses.values()).backward()

@@ -25,7 +25,7 @@ def test_chunks_stay_small_once_memory_ran_out() -> None:
         if len(chunk) > 2:
             raise torch.OutOfMemoryError
 
-    for_chunks(work, range(6), 4)
+    assert for_chunks(work, range(6), 4) == 2
     assert tried == [[0, 1, 2, 3], [0, 1], [2, 3], [4, 5]]
 
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
-from phoenix_d2.ops.windows import outline, tile, tiles_along, zoom_window
+from phoenix_d2.ops.windows import box_window, outline, tile, tiles_along, zoom_window
 
 AREAS = [((0, 0, 130, 97), 32), ((3, 5, 40, 50), 32), ((0, 0, 10, 7), 32), ((0, 0, 33, 32), 32), ((2, 2, 5, 9), 2)]
 
@@ -77,3 +78,12 @@ def test_blending_leaves_no_seam() -> None:
 )
 def test_a_zoom_window_fits_into_the_image(box: tuple[int, ...], window: tuple[int, ...]) -> None:
     assert zoom_window((80, 100), box, 2.0) == window
+
+
+def test_a_box_grows_by_pixels_or_by_a_share_of_its_side() -> None:
+    mask = np.zeros((30, 40), bool)
+    mask[2:6, 20:40] = True
+    assert mask[box_window(mask)].shape == (4, 20)
+    assert box_window(mask, margin=3)[0] == slice(0, 9) and mask[box_window(mask, margin=3)].shape == (9, 23)
+    # a tenth of 4 rows is less than a pixel
+    assert mask[box_window(mask, margin=1, share=0.1)].shape == (6, 22)

@@ -48,7 +48,7 @@ def attack(decode: Callable[[Tensor, Tensor], Tensor], target_masks: Tensor, **o
     guide = overrides.pop("guide", Guide.EXPANSION)
     threshold = overrides.pop("iou_threshold", 0.5)
     arguments: dict[str, Any] = {
-        "iou_thresholds": torch.full((n,), threshold),
+        "iou_thresholds": torch.full((n,), threshold, device=target_masks.device),
         "valid": None,
         "generator": torch.Generator().manual_seed(0),
         "num_embeddings": NUM_EMBEDDINGS,
@@ -57,7 +57,7 @@ def attack(decode: Callable[[Tensor, Tensor], Tensor], target_masks: Tensor, **o
         "step_size": STEP,
         "iou_margin": 0.1,
     }
-    guidance = guidance_masks(target_masks, torch.full((n,), int(guide)))
+    guidance = guidance_masks(target_masks, torch.full((n,), int(guide), device=target_masks.device))
     return perturb_masks(decode, target_masks, guidance, **arguments | overrides)
 
 
@@ -72,8 +72,9 @@ def target_masks() -> Tensor:
 
 @pytest.mark.parametrize("guide", [Guide.EXPANSION, Guide.CONTRACTION])
 @pytest.mark.parametrize("criterion", ["dice", "l1", "mse", "bce", "focal"])
-def test_lands_in_the_band(target_masks: Tensor, guide: Guide, criterion: str) -> None:
-    result = attack(DiscDecoder(RADII), target_masks, guide=guide, criterion=criterion)
+def test_lands_in_the_band(target_masks: Tensor, guide: Guide, criterion: str, device: str) -> None:
+    target_masks = target_masks.to(device)
+    result = attack(DiscDecoder(RADII).to(device), target_masks, guide=guide, criterion=criterion)
     assert all_are(result, PerturbationOutcome.IN_BAND)
     assert ((result.iou >= 0.5) & (result.iou < 0.6)).all()
     torch.testing.assert_close(result.iou, mask_iou(result.masks, target_masks))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from phoenix_d2.perturbation.degradations import DEGRADATIONS, coarsen_polygon, mask_head, morphological
+from phoenix_d2.perturbation.degradations import DEGRADATIONS, coarsen_polygon, iou_threshold, mask_head
 from phoenix_d2.perturbation.morphology import BoolMask
 
 
@@ -60,7 +60,9 @@ def test_polygon_of_a_rectangle_is_the_rectangle() -> None:
 
 def test_morphological_reaches_its_iou() -> None:
     mask = disc(120, 40)
-    assert 0.6 <= iou(morphological(mask, iou_threshold=0.6, rng=np.random.default_rng(0)), mask) < 0.75
+    noisy = DEGRADATIONS["morphological"](mask, 0.75, np.random.default_rng(0))
+    assert iou_threshold(0.75) == pytest.approx(0.6)
+    assert 0.6 <= iou(noisy, mask) < 0.75
 
 
 @pytest.mark.parametrize("name", sorted(DEGRADATIONS))

@@ -10,6 +10,7 @@ from segment_anything.utils.amg import batched_mask_to_box
 from torch import Tensor
 
 from phoenix_d2.prompting import CoarseMaskPrompter
+from phoenix_d2.prompting.cues import UserCues
 from phoenix_d2.structures import PointLabel, Prompts
 
 SIDE, STRIDE = 64, 4
@@ -165,46 +166,30 @@ def test_user_points_replace_points_and_user_boxes_replace_boxes() -> None:
     points, labels = torch.full((2, 3, 2), 10.5), torch.tensor([[1, 1, 0], [1, -1, -1]])
     boxes = torch.tensor([[8.0, 12, 40, 20], [0, 0, 256, 256]])
 
-    with_points = prompter.with_user_prompts(derived, points=points, point_labels=labels)
+    with_points = prompter.with_user_prompts(derived, UserCues(points, labels))
     assert with_points.point_labels.tolist() == [[1, 1, 0, 2, 3], [1, -1, -1, 2, 3]]
     assert (with_points.point_coords[:, :3] == 10).all()
     assert torch.equal(with_points.point_coords[:, 3:], derived.point_coords[:, 2:])
 
-    with_boxes = prompter.with_user_prompts(derived, boxes=boxes)
+    with_boxes = prompter.with_user_prompts(derived, UserCues(boxes=boxes))
     assert torch.equal(with_boxes.point_labels, derived.point_labels)
     assert torch.equal(with_boxes.point_coords[:, :2], derived.point_coords[:, :2])
     assert with_boxes.point_coords[:, 2:].tolist() == [[[8, 12], [39, 19]], [[0, 0], [255, 255]]]
 
-    both = prompter.with_user_prompts(derived, points=points, boxes=boxes)
-    assert both.point_labels.tolist() == [[1, 1, 1, 2, 3]] * 2
+    both = prompter.with_user_prompts(derived, UserCues(points, labels, boxes))
+    assert both.point_labels.tolist() == [[1, 1, 0, 2, 3], [1, -1, -1, 2, 3]]
     assert both.mask_logits is derived.mask_logits
-    assert_same(prompter.with_user_prompts(derived), derived)
+    assert_same(prompter.with_user_prompts(derived, UserCues()), derived)
 
 
 def test_user_box_takes_the_padding_point_away_and_user_points_bring_it() -> None:
-    mask, point, box = soft_mask((8, 8, 20, 30)), torch.ones(1, 1, 2), torch.tensor([[1.0, 1, 5, 5]])
+    mask, label = soft_mask((8, 8, 20, 30)), torch.ones(1, 1, dtype=torch.long)
+    point, box = UserCues(torch.ones(1, 1, 2), label), UserCues(boxes=torch.tensor([[1.0, 1, 5, 5]]))
     no_box, mask_only = CoarseMaskPrompter(box=False), CoarseMaskPrompter(points=False, box=False)
     derived = no_box(mask, stride=STRIDE)
-    assert no_box.with_user_prompts(derived, points=point).point_labels.tolist() == [[1, PADDING]]
-    assert no_box.with_user_prompts(derived, boxes=box).point_labels.tolist() == [[1, PADDING, 2, 3]]
-    assert mask_only.with_user_prompts(mask_only(mask, stride=STRIDE), points=point).point_labels.tolist() == [[1, -1]]
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        ({"points": torch.ones(2, 1, 2)}, "1 masks"),
-        ({"points": torch.ones(1, 2)}, "1 masks"),
-        ({"points": torch.ones(1, 1, 2), "point_labels": torch.ones(1, 2)}, "pad masks"),
-        ({"points": torch.ones(1, 1, 2), "point_labels": torch.tensor([[2]])}, "give boxes as boxes"),
-        ({"boxes": torch.ones(4)}, "one a mask"),
-        ({"boxes": torch.tensor([[5.0, 1, 5, 9]])}, "are empty"),
-    ],
-)
-def test_user_prompts_that_do_not_fit_are_refused(given: dict[str, Tensor], message: str) -> None:
-    prompter = CoarseMaskPrompter()
-    with pytest.raises(ValueError, match=message):
-        prompter.with_user_prompts(prompter(soft_mask((8, 8, 20, 30)), stride=STRIDE), **given)
+    assert no_box.with_user_prompts(derived, point).point_labels.tolist() == [[1, PADDING]]
+    assert no_box.with_user_prompts(derived, box).point_labels.tolist() == [[1, PADDING, 2, 3]]
+    assert mask_only.with_user_prompts(mask_only(mask, stride=STRIDE), point).point_labels.tolist() == [[1, -1]]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from phoenix_d2.gate import RefinementGate
 from phoenix_d2.structures import MaskPrediction, Prompts, RefinementStatus
 
 # one image pixel is one low-resolution pixel of the test encoder
@@ -15,7 +14,7 @@ SIDE = 32
 def echo(image_embeddings: Tensor, prompts: Prompts) -> MaskPrediction:
     """Decode to the mask prompt itself, so that only frames and bookkeeping act on a mask."""
     assert prompts.mask_logits is not None
-    iou = torch.tensor([0.9, 0.5, 0.75, 0.25]).expand(len(prompts), 4)
+    iou = prompts.mask_logits.new_tensor([0.9, 0.5, 0.75, 0.25]).expand(len(prompts), 4)
     return MaskPrediction(prompts.mask_logits.expand(-1, 4, -1, -1), iou, prompts.mask_logits)
 
 
@@ -39,8 +38,3 @@ def random_rectangles(n: int, size: tuple[int, int], max_side: int) -> Tensor:
 
 def statuses(status: Tensor) -> list[RefinementStatus]:
     return [RefinementStatus(value) for value in status.tolist()]
-
-
-def gate_of(bias: float) -> RefinementGate:
-    """A gate that predicts the same gain for every mask."""
-    return RefinementGate(("overlap",), (0.5,), (0.1,), bias, (0.0,) * 2, ((0.0,) * 2,) * 2)

@@ -9,18 +9,18 @@ from phoenix_d2.structures import PointLabel, Prompts
 from tests.refiner.scenes import image_of, rectangles
 
 
-def test_user_points_and_boxes_reach_every_pass(refiner: MaskRefiner, asked: list[Prompts]) -> None:
+def test_user_points_and_boxes_reach_every_pass(refiner: MaskRefiner, asked: list[Prompts], device: str) -> None:
     masks = rectangles((96, 128), (20, 20, 80, 80), (30, 10, 90, 60))
     points = torch.tensor([[[30.0, 40.0], [5.0, 6.0]], [[50.0, 20.0], [0.0, 0.0]]])
     labels = torch.tensor([[1, 0], [1, -1]])
     boxes = torch.tensor([[16.0, 18.0, 85.0, 84.0], [28.0, 8.0, 92.0, 66.0]])
-    refiner.refine(image_of(96, 128), masks, points=points, point_labels=labels, boxes=boxes)
+    refiner.to(device).refine(image_of(96, 128), masks, points=points, point_labels=labels, boxes=boxes)
     assert len(asked) == 2
     corners = torch.tensor([[0.0, 0.0], [-1.0, -1.0]])
     for prompts in asked:
         # 128 pixels of the image are the 128 of the model input
-        torch.testing.assert_close(prompts.point_coords[:, :2], points - 0.5)
-        torch.testing.assert_close(prompts.point_coords[:, 2:], boxes.view(2, 2, 2) + corners)
+        torch.testing.assert_close(prompts.point_coords[:, :2].cpu(), points - 0.5)
+        torch.testing.assert_close(prompts.point_coords[:, 2:].cpu(), boxes.view(2, 2, 2) + corners)
         assert prompts.point_labels.tolist() == [[1, 0, 2, 3], [1, -1, 2, 3]]
 
 

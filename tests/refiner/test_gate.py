@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from phoenix_d2.evidence import EVIDENCE, MaskSource
-from phoenix_d2.gate import RefinementGate
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import RefinementStatus
-from tests.refiner.scenes import SIDE, gate_of, image_of, random_rectangles, rectangles, statuses
+from tests.gates import gate_of
+from tests.refiner.scenes import SIDE, image_of, random_rectangles, rectangles, statuses
 
 
 def test_a_gate_that_rejects_everything_returns_the_coarse_masks(refiner: MaskRefiner) -> None:
@@ -25,9 +25,9 @@ def test_a_gate_that_rejects_everything_returns_the_coarse_masks(refiner: MaskRe
         assert getattr(gated, name).equal(getattr(ungated, name)), "what was rejected can be looked into"
 
 
-def test_a_gate_that_accepts_everything_changes_nothing(refiner: MaskRefiner) -> None:
+def test_a_gate_that_accepts_everything_changes_nothing(refiner: MaskRefiner, device: str) -> None:
     image, masks = image_of(96, 128), random_rectangles(5, (96, 128), 60)
-    refiner.gate = gate_of(0.1)
+    refiner.to(device).gate = gate_of(0.1)
     gated, off = (refiner.refine(image, masks, options=RefineOptions(num_iters=2, gate=g)) for g in ("auto", "off"))
     assert gated.masks.equal(off.masks) and gated.status.equal(off.status)
     assert off.predicted_gain.isnan().all() and gated.predicted_gain.isfinite().all()
@@ -38,14 +38,12 @@ def test_what_is_known_of_the_source_counts_beside_the_masks_of_the_image(refine
     column = EVIDENCE.index("overlap")
     overlap = refiner.refine(image, masks).evidence[:, column].mean().item()
     # goes by the source's mean overlap alone, and needs more than the masks of this image have
-    gate = RefinementGate(
-        ("overlap",), (overlap,), (0.5,), 0.0, (0.0, 1.0), ((0.0,) * 2,) * 2, margin=0.1, prior_masks=5
-    )
+    gate = gate_of(0.0, others=1.0, mean=overlap, margin=0.1, prior_masks=5)
     refiner.gate = gate
     alone = refiner.refine(image, masks)
     assert alone.masks.equal(masks) and alone.predicted_gain.abs().max() < 1e-4
     mean = [0.5] * len(EVIDENCE)
-    mean[column] = overlap + 0.5
+    mean[column] = overlap + 0.25
     known = refiner.refine(image, masks, source=MaskSource(90, tuple(mean)))
     # 95 masks, of which 5 are no different
     assert known.predicted_gain.tolist() == pytest.approx([0.95 * 90 / 95] * 5, abs=1e-4)

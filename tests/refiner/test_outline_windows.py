@@ -10,7 +10,8 @@ from torch import Tensor
 from phoenix_d2.ops.masks import mask_iou
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import RefinementStatus
-from tests.refiner.scenes import SIDE, gate_of, image_of, rectangles, statuses
+from tests.gates import gate_of
+from tests.refiner.scenes import SIDE, image_of, rectangles, statuses
 
 
 def windowed(**changes: Any) -> RefineOptions:
@@ -55,11 +56,11 @@ def test_a_mask_refined_on_windows_does_not_depend_on_others(refiner: MaskRefine
         assert mask_iou(alone.masks, together.masks[i, None]).item() > 0.999
 
 
-def test_the_gate_judges_windows(refiner: MaskRefiner) -> None:
+def test_the_gate_judges_windows(refiner: MaskRefiner, device: str) -> None:
     image, masks = image_of(96, 128), rectangles((96, 128), (12, 20, 100, 88))
-    refiner.gate = gate_of(-0.1)
+    refiner.to(device).gate = gate_of(-0.1)
     result = refiner.refine(image, masks, options=windowed())
-    assert result.masks.equal(masks) and statuses(result.status) == [RefinementStatus.KEPT_REJECTED]
+    assert result.masks.cpu().equal(masks) and statuses(result.status) == [RefinementStatus.KEPT_REJECTED]
 
 
 def test_a_small_mask_needs_no_windows(refiner: MaskRefiner, encoded: list[Tensor]) -> None:

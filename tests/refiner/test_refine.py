@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +101,9 @@ def test_where_memory_runs_out_fewer_masks_are_decoded_at_a_time(
     result = refiner.refine(image, masks, options=options)
     assert tried[:3] == [7, 3, 1] and max(tried[3:]) <= 2, "what failed once is not tried again"
     assert (mask_iou(result.masks, plain.masks) > 0.999).all() and result.status.equal(plain.status)
+    tried.clear()
+    refiner.refine(image, masks, options=options)
+    assert max(tried) <= 2, "nor in the next image"
     monkeypatch.setattr(refiner, "decode", decode_at_most(0))
     with pytest.raises(torch.OutOfMemoryError):
         refiner.refine(image, masks)
@@ -126,6 +131,36 @@ def test_runs_under_autocast(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPat
     assert result.low_res_logits.dtype == result.iou_predictions.dtype == torch.float32
     error = (result.low_res_logits - plain.low_res_logits).abs().mean()
     assert 0 < error < 0.05 * plain.low_res_logits.abs().mean()
+
+
+@pytest.mark.parametrize(("capability", "expected"), [((8, 0), torch.bfloat16), ((7, 5), torch.float16)])
+def test_a_gpu_encodes_in_half_precision(
+    refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    """In the type that it computes in, unless it is told not to; the embeddings are float32."""
+    used: list[torch.dtype] = []
+
+    def autocast(_device_type: str, *, dtype: torch.dtype) -> Any:
+        used.append(dtype)
+        return nullcontext()
+
+    monkeypatch.setattr(torch, "autocast", autocast)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
+    monkeypatch.setattr(refiner, "encode_image", lambda _images: torch.zeros(1, dtype=expected))
+    images: Any = SimpleNamespace(device=torch.device("cuda", 0))
+    assert refiner._encode(images).dtype == torch.float32
+    assert used == [expected]
+    refiner.half_precision = False
+    refiner._encode(images)
+    assert used == [expected]
+
+
+def test_embeddings_are_float32(refiner: MaskRefiner, device: str) -> None:
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
+    refiner.to(device)
+    embeddings, plain = refiner._encode(images), refiner.encode_image(images)
+    assert embeddings.dtype == torch.float32
+    assert (embeddings - plain).abs().max() <= (0 if device == "cpu" else 0.05 * plain.abs().max())
 
 
 def test_half_precision_does_not_move_outlines(echo_refiner: MaskRefiner) -> None:
@@ -178,7 +213,8 @@ MASKS = rectangles((48, 64), (10, 10, 40, 40), (20, 10, 50, 40))
     ],
 )
 def test_what_does_not_fit_is_refused_with_a_remedy(
-    refiner: MaskRefiner, arguments: dict[str, Tensor], message: str
+    refiner: MaskRefiner, encoded: list[Tensor], arguments: dict[str, Tensor], message: str
 ) -> None:
     with pytest.raises(ValueError, match=message):
         refiner.refine(**{"image": IMAGE, "coarse_masks": MASKS} | arguments)
+    assert not encoded, "before any work is done"

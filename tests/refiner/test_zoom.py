@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 from torch import Tensor
 
 from phoenix_d2.prompting import CoarseMaskPrompter
@@ -54,7 +55,23 @@ def test_windows_hold_their_masks_at_any_border(echo_refiner: MaskRefiner, box: 
     assert result.masks.equal(masks)
 
 
-def test_growing_boxes_get_the_embeddings_of_their_window(refiner: MaskRefiner) -> None:
-    refiner.prompter = CoarseMaskPrompter(box_growth=0.5)
+def test_growing_boxes_get_the_embeddings_of_their_window(refiner: MaskRefiner, device: str) -> None:
+    refiner.to(device).prompter = CoarseMaskPrompter(box_growth=0.5)
     masks = rectangles((96, 128), (60, 41, 65, 45), (20, 20, 80, 80), (40, 10, 44, 14))
-    assert len(refiner.refine(image_of(96, 128), masks)) == 3
+    result = refiner.refine(image_of(96, 128), masks)
+    assert len(result) == 3 and result.masks.device.type == device
+
+
+def test_boxes_grow_by_sams_own_channels(refiner: MaskRefiner) -> None:
+    """An encoder's fine maps lie behind them, and say nothing of what is alike."""
+    refiner.prompter = CoarseMaskPrompter(box_growth=0.5)
+    generator = torch.Generator().manual_seed(0)
+    alike = torch.ones(1, 256, 8, 8)
+    details = 100 * torch.randn(1, 64, 8, 8, generator=generator)
+    masks = refiner.frame((128, 128)).masks_to_low_res(rectangles((128, 128), (40, 40, 80, 80)))
+    plain, grown = (
+        refiner.derive_prompts(masks, embeddings, None) for embeddings in (alike, torch.cat([alike, details], dim=1))
+    )
+    assert grown.point_coords.equal(plain.point_coords)
+    tight = CoarseMaskPrompter()(masks, stride=refiner.stride).point_coords
+    assert not grown.point_coords.equal(tight), "all around is alike"

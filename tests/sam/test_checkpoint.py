@@ -11,7 +11,6 @@ import torch
 from segment_anything import sam_model_registry
 from torch import Tensor
 
-from phoenix_d2.gate import RefinementGate
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.sam.build import build_refiner
@@ -28,6 +27,7 @@ from phoenix_d2.sam.checkpoint import (
     trained_state_dict,
 )
 from phoenix_d2.sam.pretrained import load_pretrained
+from tests.gates import gate_of
 
 
 def build(seed: int, encoder: str = "test", **options: Any) -> MaskRefiner:
@@ -226,7 +226,7 @@ def test_weights_that_lack_or_add_a_key_are_refused(refiner: MaskRefiner, change
         load_trained(refiner, tmp_path / "refiner.pth")
 
 
-GATE = RefinementGate(("overlap",), (0.5,), (0.25,), 0.1, (1.0, 0.5), ((-0.5, 0.0), (0.25, 0.0)), margin=0.02)
+GATE = gate_of(0.1, own=1.0, others=0.5, margin=0.02)
 
 
 def test_the_gate_travels_with_the_weights(refiner: MaskRefiner, tmp_path: Path) -> None:

@@ -48,6 +48,19 @@ def test_same_answers_and_gradients(
     torch.testing.assert_close(*gradients, atol=1e-8, rtol=1e-8)
 
 
+def test_of_no_mask_pytorchs_attention_is_not_asked(
+    transformers: tuple[TwoWayTransformer, SamTwoWayTransformer], monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    """It crashes on some GPUs; and what is trained gets a gradient all the same."""
+    monkeypatch.setattr("torch.nn.functional.scaled_dot_product_attention", None)
+    ours = transformers[0].to(device)
+    embedding, pe, tokens = (x[:0].to(device) for x in inputs(5))
+    answers = ours(embedding, pe[:1].new_zeros(1, DIM, HEIGHT, WIDTH), tokens)
+    assert [x.shape for x in answers] == [(0, 5, DIM), (0, HEIGHT * WIDTH, DIM)]
+    sum(x.sum() for x in answers).backward()
+    assert all(p.grad is not None and not p.grad.any() for p in ours.parameters())
+
+
 def test_every_mask_by_itself(transformers: tuple[TwoWayTransformer, SamTwoWayTransformer]) -> None:
     ours, _ = transformers
     embedding, pe, tokens = inputs(5)

@@ -21,8 +21,9 @@ _SIZES: dict[str, dict[str, Any]] = {
     "h": {"depth": 32, "num_heads": 16, "global_attn_indexes": (7, 15, 23, 31)},
 }
 
-# what relative positions add to attention is held for as many heads at a time as fit into so many numbers
-_MAX_BIAS = 2**24
+# what relative positions add to attention is held for as many heads at a time as fit into so many numbers; a GPU would
+# rather hold half a gigabyte than work in small pieces
+_MAX_BIAS, _MAX_BIAS_ON_GPU = 2**24, 2**27
 
 
 class FusedAttention(Attention):
@@ -38,12 +39,13 @@ class FusedAttention(Attention):
         placed = queries.unflatten(2, (height, width))
         by_row = torch.einsum("bnhwc,hkc->bnhwk", placed, get_rel_pos(height, height, self.rel_pos_h))
         by_column = torch.einsum("bnhwc,wkc->bnhwk", placed, get_rel_pos(width, width, self.rel_pos_w))
+        max_bias = _MAX_BIAS if x.device.type == "cpu" else _MAX_BIAS_ON_GPU
         heads = [
             F.scaled_dot_product_attention(q, k, v, (row[..., None] + column[..., None, :]).flatten(4).flatten(2, 3))
             for q, k, v, row, column in zip(
                 *(
-                    x.split(max(_MAX_BIAS // (batch * num_pixels**2), 1), dim=1)
-                    for x in (queries, keys, values, by_row, by_column)
+                    part.split(max(max_bias // (batch * num_pixels**2), 1), dim=1)
+                    for part in (queries, keys, values, by_row, by_column)
                 ),
                 strict=True,
             )
