@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import errors_in_words, positive_int
+from phoenix_d2.arguments import add_device_argument, errors_in_words, positive_int
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -32,6 +32,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--config", default="phoenix_tiny.yaml", metavar="FILE",
         help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
     )  # fmt: skip
+    add_device_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -55,7 +56,7 @@ def analyze(args: argparse.Namespace) -> None:
     from phoenix_d2.modeling.build import build_noise_sampler
     from phoenix_d2.offline.job import plan_job
     from phoenix_d2.offline.noise import draw_gallery, measure_image
-    from phoenix_d2.sam.pretrained import load_pretrained
+    from phoenix_d2.predictor import PhoenixRefiner
 
     annotation_file = args.data / "instances.json"
     annotations = load_annotations(annotation_file)
@@ -63,9 +64,11 @@ def analyze(args: argparse.Namespace) -> None:
     if unpaired := [name for name, records in results.items() if not any("gt_id" in record for record in records)]:
         raise ValueError(f"No record of {', '.join(unpaired)} has a gt_id: add the id of the annotation that it shows.")
     tasks = plan_job(annotation_file, image_folder=args.data / "images").tasks
+    if not tasks:
+        raise ValueError(f"{annotation_file} has no masks, or only crowds: there is nothing to measure.")
     cfg = load_config(args.config)
     sampler = build_noise_sampler(cfg)
-    refiner = load_pretrained(args.weights).eval()
+    refiner = PhoenixRefiner.from_pretrained(args.weights, device=args.device).refiner
 
     rng = np.random.default_rng(args.seed)
     generator = torch.Generator().manual_seed(args.seed)

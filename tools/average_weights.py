@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from phoenix_d2.arguments import errors_in_words, strength
+from phoenix_d2.arguments import check_output, errors_in_words, strength
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -36,6 +36,7 @@ def main(argv: list[str] | None = None) -> None:
         from phoenix_d2.sam.checkpoint import save_refiner
         from phoenix_d2.sam.pretrained import load_pretrained
 
+        check_output(args.output, map(Path, args.weights))
         save_refiner(average_weights([load_pretrained(path) for path in args.weights], args.shares), args.output)
     print(f"written to {args.output}")
 

@@ -8,7 +8,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from phoenix_d2.arguments import add_cache_arguments, errors_in_words, positive_int, strength, use_embedding_cache
+from phoenix_d2.arguments import (
+    add_cache_arguments,
+    add_device_argument,
+    errors_in_words,
+    positive_int,
+    strength,
+    use_embedding_cache,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -67,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--max-images", type=positive_int, metavar="N", help="images drawn from each folder (default: all)"
     )
     parser.add_argument("--seed", type=int, default=0, help="of that draw, the degradations and the bootstrap")
-    parser.add_argument("--device", default="cpu", help="of refiners with a network (default: cpu)")
+    add_device_argument(parser)
     add_cache_arguments(parser)
     args = parser.parse_args(argv)
     if not args.data and not args.degrade:

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import errors_in_words, strength
+from phoenix_d2.arguments import check_output, errors_in_words, strength
 
 _KINDS = """Kinds, from strength 0 to 1:
   mask_head      squeezed through the grid of a detector's mask head, 56 x 56 to 7 x 7 (28 x 28 at 1/3)
@@ -45,6 +45,8 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
     )  # fmt: skip
     args = parser.parse_args(argv)
+    if args.seed < 0:
+        parser.error(f"--seed {args.seed}: expected at least 0")
     if args.kind == "adversarial" and None in (args.weights, args.images):
         parser.error("--kind adversarial attacks a decoder on the images: pass --weights and --images.")
     return args
@@ -58,6 +60,7 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.mask_json import load_annotations, write_json_atomically
 
     with errors_in_words():
+        check_output(args.output, [args.annotations])
         if args.kind == "adversarial":
             results = attack_annotations(args)
         else:

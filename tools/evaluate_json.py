@@ -4,11 +4,10 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from phoenix_d2.arguments import errors_in_words
+from phoenix_d2.arguments import check_output, errors_in_words
 
 if TYPE_CHECKING:
     from phoenix_d2.data.mask_json import Record
@@ -56,8 +55,11 @@ def main(argv: list[str] | None = None) -> None:
     # heavy imports stay out of the way of --help
     from phoenix_d2.data.mask_json import write_json_atomically
     from phoenix_d2.evaluation.instance_masks import scores_table
+    from phoenix_d2.offline.report import without_nan
 
     with errors_in_words():
+        if args.output:
+            check_output(args.output, [args.annotations, *args.results])
         scores = evaluate(args)
         if args.output:
             write_json_atomically(args.output, without_nan(scores))
@@ -81,7 +83,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
     from phoenix_d2.data.mask_json import load_annotations
     from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_iou, saturated_share
 
-    annotations = load_annotations(args.annotations)
+    annotations = load_annotations(args.annotations, check_categories=not args.class_agnostic)
     predictions = {str(path): load_predictions(path, annotations, args) for path in args.results}
     files: dict[str, Any] = {}
     for name, (records, num_left_out) in (progress := tqdm(predictions.items(), unit="file", disable=None)):
@@ -143,13 +145,6 @@ def row(file: dict[str, Any]) -> dict[str, float]:
     if "paired" in file:
         figures |= {"IoU": file["paired"]["iou"], "bIoU": file["paired"]["boundary_iou"]}
     return figures
-
-
-def without_nan(value: Any) -> Any:
-    """The same scores, null for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: without_nan(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _positive(text: str) -> float:

@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from phoenix_d2.arguments import errors_in_words
+from phoenix_d2.arguments import add_device_argument, errors_in_words
 
 DETAILS = """\
 example:
@@ -37,6 +37,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
+    add_device_argument(parser)
     return parser.parse_args(argv)
 
 
@@ -63,10 +64,10 @@ def run(args: argparse.Namespace) -> None:
     from phoenix_d2.offline.perturb import adversarial_alone
     from phoenix_d2.predictor import PhoenixRefiner
 
-    node = load_config(args.config).MODEL.PHOENIX
-    sampler = adversarial_alone(build_noise_sampler(load_config(args.config)))
-    refiner = PhoenixRefiner.from_pretrained(args.weights)
-    refiner.refiner.eval()
+    cfg = load_config(args.config)
+    node = cfg.MODEL.PHOENIX
+    sampler = adversarial_alone(build_noise_sampler(cfg))
+    refiner = PhoenixRefiner.from_pretrained(args.weights, device=args.device)
     job = plan_job(args.annotations, image_folder=args.images)
     tasks = trainable_tasks(job.tasks, min_area=node.DATA.MIN_AREA)
     if not tasks:
@@ -74,8 +75,10 @@ def run(args: argparse.Namespace) -> None:
     merged_index(args.output, args.name, [])
     noise = {"sampler": asdict(sampler), "dense_prompt": node.PERTURBATION.DENSE_PROMPT, "seed": args.seed}
     journal = Journal(args.output / f"{args.name}.json")
-    journal.begin(fingerprint_of(refiner, job, update_boxes=False) | noise, resume=args.resume)
-    finished = journal.outcomes()
+    # without a journal it is no unfinished one
+    if (args.output / args.name).exists() and not journal.folder.exists():
+        raise ValueError(f"{args.output / args.name} exists: give another --name, or remove it.")
+    finished = journal.begin(fingerprint_of(refiner, job, update_boxes=False) | noise, resume=args.resume)
     with journal.file(journal.next_file()) as file:
         for task in tqdm([t for t in tasks if t.image_id not in finished], unit="image", disable=None):
             file.append(

@@ -7,7 +7,7 @@ import argparse
 import os
 from pathlib import Path
 
-from phoenix_d2.arguments import errors_in_words
+from phoenix_d2.arguments import check_output, errors_in_words
 
 DETAILS = """\
 examples:
@@ -49,8 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     from phoenix_d2.data.mask_json import load_annotations, write_json_atomically
 
     with errors_in_words():
-        if args.output.resolve() in (args.lvis.resolve(), args.coco.resolve()):
-            raise ValueError(f"--output {args.output} is also read: write to another file.")
+        check_output(args.output, [args.lvis, args.coco])
         cocofied = cocofy(load_annotations(args.lvis), load_annotations(args.coco))
         write_json_atomically(args.output, cocofied)
     counts = ", ".join(f"{len(cocofied[key])} {key}" for key in ("images", "annotations", "categories"))

@@ -36,7 +36,8 @@ examples:
 Only "segmentation" changes, to compressed RLE whatever it was; with --update-boxes also "bbox" and "area" of
 refined masks, where a record has them. Crowds, empty masks and masks that the refiner would erase stay as they
 were. All input is checked before the first image is refined. An image that turns out damaged only when it is
-read leaves its masks as they were, is named in the summary, and does not change the exit status.
+read leaves its masks as they were, is named in the summary, and does not change the exit status; where a shard could
+not read one, --resume tries again.
 
 While it runs, finished images are kept in OUTPUT.partial, a folder beside the output. --resume goes on with them
 on any number of workers and machines and yields the same file. Shards only ever add files of their own to that

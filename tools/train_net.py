@@ -58,7 +58,8 @@ def setup(args: argparse.Namespace) -> Any:
 
 def main(args: argparse.Namespace) -> Any:
     """Train, or evaluate; what is wrong with arguments, data or weights is said in a line before that begins."""
-    with errors_in_words():
+    # an empty dataset is an AssertionError of Detectron2's
+    with errors_in_words(AssertionError):
         cfg = setup(args)
         from detectron2.evaluation import verify_results
         from detectron2.utils import comm
@@ -68,7 +69,14 @@ def main(args: argparse.Namespace) -> Any:
 
         if args.eval_only:
             model = Trainer.build_model(cfg)
-            RefinerCheckpointer(model, save_dir=cfg.OUTPUT_DIR).resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
+            checkpointer = RefinerCheckpointer(model, save_dir=cfg.OUTPUT_DIR)
+            has_weights = cfg.MODEL.WEIGHTS or cfg.MODEL.PHOENIX.ENCODER.WEIGHTS
+            if not (has_weights or (args.resume and checkpointer.has_checkpoint())):
+                raise ValueError(
+                    "--eval-only has no weights, and would evaluate a random decoder: set MODEL.WEIGHTS to a "
+                    "checkpoint, or with --resume OUTPUT_DIR to the folder of a training run."
+                )
+            checkpointer.resume_or_load(cfg.MODEL.WEIGHTS, resume=args.resume)
         else:
             trainer = Trainer(cfg)
             trainer.resume_or_load(resume=args.resume)

@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.data import build_detection_test_loader, get_detection_dataset_dicts
 from detectron2.data.build import build_batch_data_loader
 from detectron2.data.common import DatasetFromList, MapDataset
+from detectron2.structures import BoxMode
 
 from phoenix_d2.data.coarse_masks import CoarseMaskMapper, attach_results, attach_training_noise
 from phoenix_d2.data.dataset_mapper import RefinementDatasetMapper
@@ -54,20 +55,30 @@ def _annotated(cfg: CfgNode, mapper: RefinementDatasetMapper) -> list[dict[str, 
     noise_files = _one_each(cfg.DATASETS.COARSE_FILES_TRAIN, cfg.DATASETS.TRAIN, "COARSE_FILES_TRAIN")
     dataset_dicts: list[dict[str, Any]] = []
     for name, path in zip(cfg.DATASETS.TRAIN, noise_files, strict=True):
-        dicts = get_detection_dataset_dicts(name, filter_empty=True)
+        dicts = get_detection_dataset_dicts(name, filter_empty=False)
         if not all("annotations" in d for d in dicts):
             raise ValueError(
                 f"Dataset {name!r} has no annotations to train towards: add them (instances.json), or train on targets "
                 "that the decoder finds itself (MODEL.PHOENIX.TARGET pseudo)."
             )
+        dicts = [{**d, "annotations": list(map(_with_xywh_box, d["annotations"]))} for d in dicts]
         dataset_dicts += attach_training_noise(dicts, path) if path else dicts
     dataset_dicts = [d for d in dataset_dicts if any(map(mapper.is_trainable, d["annotations"]))]
     if not dataset_dicts:
         raise ValueError(
-            f"No annotation of {cfg.DATASETS.TRAIN} can be trained on: all are crowd or have at most {mapper.min_area} "
-            "pixels (MODEL.PHOENIX.DATA.MIN_AREA)."
+            f"No annotation of {cfg.DATASETS.TRAIN} can be trained on: there are none, or all are crowd or have at "
+            f"most {mapper.min_area} pixels (MODEL.PHOENIX.DATA.MIN_AREA)."
         )
     return dataset_dicts
+
+
+def _with_xywh_box(annotation: dict[str, Any]) -> dict[str, Any]:
+    """The annotation with its box as in COCO's files, which datasets of Detectron2 may have in another mode."""
+    mode = annotation.get("bbox_mode", BoxMode.XYWH_ABS)
+    if mode == BoxMode.XYWH_ABS:
+        return annotation
+    box = BoxMode.convert(annotation["bbox"], mode, BoxMode.XYWH_ABS)
+    return annotation | {"bbox": box, "bbox_mode": BoxMode.XYWH_ABS}
 
 
 def _unannotated(cfg: CfgNode) -> list[dict[str, Any]]:

@@ -29,10 +29,10 @@ def attach_results(dataset_dicts: list[dict[str, Any]], path: str) -> list[dict[
     by_image: dict[int, list[dict[str, Any]]] = defaultdict(list)
     for record in load_results(path):
         by_image[record["image_id"]].append(record)
-    unknown = sorted(by_image.keys() - {d["image_id"] for d in dataset_dicts})
+    unknown = sorted(by_image.keys() - {d["image_id"] for d in dataset_dicts}, key=str)
     if unknown:
         raise ValueError(
-            f"{path} has masks of {len(unknown)} image(s) that the dataset lacks, the first is {unknown[0]}: "
+            f"{path} has masks of {len(unknown)} image(s) that the dataset lacks, the first is {unknown[0]!r}: "
             "is it the results file of another dataset?"
         )
     return [{**d, "coarse_results": by_image.get(d["image_id"], [])} for d in dataset_dicts]

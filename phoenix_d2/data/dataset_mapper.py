@@ -12,7 +12,7 @@ from detectron2.data import detection_utils as utils
 from detectron2.structures import BitMasks, Instances
 
 from phoenix_d2.data.images import read_image
-from phoenix_d2.data.mask_json import decode_segmentation, segmentation_area
+from phoenix_d2.data.mask_json import annotation_area, decode_segmentation
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.sam.encoders import get_encoder
 
@@ -21,7 +21,7 @@ class RefinementDatasetMapper:
     """Training samples: one image (or a window around one object of it) and masks drawn from it, if it has any.
 
     The image is read once, cut, flipped and resized to the model input here, in the worker; masks
-    of annotations that were not drawn are never decoded.
+    of annotations that were not drawn are never decoded. Boxes are XYWH, as in COCO's files.
 
     Args:
         input_size: side of the model input in pixels; the long side of the image becomes this.
@@ -82,8 +82,7 @@ class RefinementDatasetMapper:
         # the box bounds the area, and spares measuring most of the small ones
         if annotation.get("iscrowd", 0) or width * height <= self.min_area:
             return False
-        area = annotation["area"] if "area" in annotation else segmentation_area(annotation["segmentation"])
-        return bool(area > self.min_area)
+        return annotation_area(annotation) > self.min_area
 
     def __call__(self, dataset_dict: dict[str, Any]) -> dict[str, Any]:
         """Map one dict with "view_seed" and "sample_seed" (see `SampleStream`).

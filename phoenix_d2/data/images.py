@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-# EXIF orientations from this one on lay the image on its side
-_FIRST_SIDEWAYS = 5
+from phoenix_d2.files import listed
+
+# EXIF orientations that lay the image on its side
+_SIDEWAYS = range(5, 9)
 
 
 def find_images(folder: str | Path) -> list[Path]:
@@ -51,8 +53,41 @@ def read_image_size(path: str | Path) -> tuple[int, int]:
         width, height = image.size
         # for PNG, Pillow overrides it to decode the whole image first, in search of a note at its end
         exif = Image.Image.getexif(image)
-        sideways = exif.get(ExifTags.Base.Orientation, 1) >= _FIRST_SIDEWAYS
+        # of a TIFF, Pillow tells the upright size itself
+        sideways = exif.get(ExifTags.Base.Orientation) in _SIDEWAYS and image.format != "TIFF"
         return (width, height) if sideways else (height, width)
+
+
+def check_images(images: Iterable[tuple[Any, Path, tuple[int, int]]], folder: str | Path) -> None:
+    """Check that images are there and of the size that a file of masks states, from their headers alone.
+
+    Args:
+        images: id, path and (height, width) in pixels of each.
+        folder: that the file names are relative to, for messages.
+
+    Raises:
+        ValueError: some are not; the message names the first few.
+    """
+    problems = [problem for image in images if (problem := _problem(*image))]
+    if problems:
+        raise ValueError(
+            f"{len(problems)} image(s) cannot be used:{listed(problems)}\n"
+            f"Check that {folder} is the folder that the file names are relative to, with the images that the masks "
+            "were made on."
+        )
+
+
+def _problem(image_id: Any, path: Path, stated: tuple[int, int]) -> str | None:
+    where = f"{path} (image id {image_id})"
+    try:
+        size = read_image_size(path)
+    except FileNotFoundError:
+        return f"{where} is missing"
+    except ValueError as error:
+        return f"image id {image_id}: {error}"
+    if size != stated:
+        return f"{where} is {size[0]} x {size[1]} (height x width), in the JSON {stated[0]} x {stated[1]}"
+    return None
 
 
 @contextmanager

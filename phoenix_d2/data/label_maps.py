@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -14,6 +12,7 @@ from PIL import Image
 
 from phoenix_d2.data.images import open_image
 from phoenix_d2.data.mask_json import PathLike, Record, decode_segmentation
+from phoenix_d2.files import atomic_path
 
 LabelMap: TypeAlias = NDArray[np.int32]
 """(H, W) labels."""
@@ -46,8 +45,6 @@ def write_label_map(path: str | Path, labels: NDArray[Any], *, palette_of: str |
         labels: (H, W) integer, from 0 to 65535.
         palette_of: a PNG whose palette the new one gets, if it has one.
     """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     image = Image.fromarray(labels.astype(np.uint8 if labels.max(initial=0) < 256 else np.uint16))
     if palette_of is not None and image.mode == "L":
         with open_image(palette_of) as source:
@@ -55,13 +52,8 @@ def write_label_map(path: str | Path, labels: NDArray[Any], *, palette_of: str |
                 palette = source.getpalette() or []
                 # of fewer colours, Pillow would write fewer bits, whatever the labels are
                 image.putpalette(palette + [0] * (768 - len(palette)))
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
+    with atomic_path(path) as temporary:
         image.save(temporary, format="PNG")
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
 
 
 def group_records(records: Any, *, source: PathLike) -> dict[str, list[Record]]:

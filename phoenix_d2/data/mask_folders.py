@@ -19,8 +19,7 @@ from tqdm import tqdm
 from phoenix_d2.data.images import find_images, read_image, read_image_size
 from phoenix_d2.data.label_maps import write_label_map
 from phoenix_d2.data.mask_json import Record, encode_mask
-
-_MAX_LISTED = 5
+from phoenix_d2.files import listed
 
 
 class MaskPair(NamedTuple):
@@ -59,7 +58,7 @@ def pair_masks(
     problems += [f"{name}{suffix}.png has no image {name} in {image_folder}" for name in sorted(wanted - images.keys())]
     if problems:
         raise ValueError(
-            f"{len(problems)} file(s) do not pair up:{_listed(problems)}\nName the folders of the same set, and the "
+            f"{len(problems)} file(s) do not pair up:{listed(problems)}\nName the folders of the same set, and the "
             "suffix that its masks' names have, if any."
         )
     return [MaskPair(name, images[name], masks[name]) for name in sorted(wanted)]
@@ -139,7 +138,9 @@ def load_mask_dataset(
         OSError: the list cannot be opened.
         ValueError: files do not pair up, are damaged, or differ in size.
     """
-    names = None if list_file is None else [Path(line).stem for line in Path(list_file).read_text().split()]
+    names = None
+    if list_file is not None:
+        names = [Path(line).stem for line in map(str.strip, Path(list_file).read_text().splitlines()) if line]
     content = load_annotations_of(pair_masks(image_folder, mask_folder, suffix=suffix, names=names))
     return [
         {"file_name": image["file_name"], "image_id": image["id"], "height": image["height"], "width": image["width"]}
@@ -163,8 +164,3 @@ def _by_name(folder: str | Path, paths: Iterable[Path], suffix: str) -> dict[str
     if not found:
         raise ValueError(f"{folder} holds no images, or no *{suffix}.png: name the folder that does.")
     return found
-
-
-def _listed(items: Sequence[str]) -> str:
-    rest = [f"and {len(items) - _MAX_LISTED} more"] if len(items) > _MAX_LISTED else []
-    return "".join(f"\n  {item}" for item in [*items[:_MAX_LISTED], *rest])

@@ -10,8 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,10 +19,15 @@ import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
 from phoenix_d2.data.visual_cues import check_cues
+from phoenix_d2.files import atomic_path
 
 Record: TypeAlias = dict[str, Any]
 Segmentation: TypeAlias = Sequence[Any] | Mapping[str, Any]
 PathLike: TypeAlias = str | os.PathLike[str]
+
+_ID_KEYS = ("id", "image_id", "category_id", "gt_id")
+# beyond any image that Pillow opens; pycocotools walks polygons in steps of a fifth of a pixel, and dies far out
+_MAX_COORDINATE = 1e5
 
 
 def read_json(path: PathLike) -> Any:
@@ -45,10 +49,10 @@ def is_results(data: Any) -> bool:
     return isinstance(data, list)
 
 
-def load_annotations(path: PathLike) -> Record:
+def load_annotations(path: PathLike, *, check_categories: bool = False) -> Record:
     """Read a COCO or LVIS annotation file and check every record; see `check_annotations`."""
     data: Record = read_json(path)
-    check_annotations(data, source=path)
+    check_annotations(data, source=path, check_categories=check_categories)
     return data
 
 
@@ -59,12 +63,13 @@ def load_results(path: PathLike, *, annotations: Record | None = None, check_cat
     return data
 
 
-def check_annotations(data: Any, *, source: PathLike) -> None:
-    """Check parsed annotations: the fields, that ids are unique and known, that every mask decodes.
+def check_annotations(data: Any, *, source: PathLike, check_categories: bool = False) -> None:
+    """Check parsed annotations: the fields, that ids are unique and images known, that every mask decodes.
 
     Args:
         data: what `read_json` returned.
         source: the file's name, for messages.
+        check_categories: whether categories must be known too, as training and evaluation by class need it.
 
     Raises:
         ValueError: something is wrong; the message names the file, the record (counted from 0 where it has no id)
@@ -77,11 +82,13 @@ def check_annotations(data: Any, *, source: PathLike) -> None:
             f"{', '.join(missing)} not found{' (this is a list: a results file?)' if is_results(data) else ''}."
         )
     _check_ids(data["images"], f"{source}: image", ("height", "width"))
+    for image in data["images"]:
+        _check_size(image, f"{source}: image id {image['id']!r}")
     _check_ids(data["categories"], f"{source}: category")
     _check_ids(data["annotations"], f"{source}: annotation")
-    sizes = image_sizes(data)
+    sizes, categories = image_sizes(data), category_ids(data) if check_categories else None
     for annotation in data["annotations"]:
-        _check_mask_record(annotation, f"{source}: annotation id {annotation['id']}", sizes)
+        _check_mask_record(annotation, f"{source}: annotation id {annotation['id']!r}", sizes, categories)
 
 
 def check_results(
@@ -106,19 +113,39 @@ def check_results(
             "Pass an annotation file as annotations; a results file is the list that COCO evaluation takes."
         )
     sizes = None if annotations is None else image_sizes(annotations)
+    categories = category_ids(annotations) if annotations is not None and check_categories else None
     for index, result in enumerate(data):
         where = f"{source}: result {index} (counted from 0)"
-        _check_mask_record(result, where, sizes)
+        _check_mask_record(result, where, sizes, categories)
         _check_score(result, where)
     if annotations is not None:
         _check_pairs(data, annotations, source)
-    if annotations is not None and check_categories:
-        _check_categories(data, annotations, source)
 
 
 def image_sizes(annotations: Record) -> dict[Any, tuple[int, int]]:
     """(height, width) in pixels of every image of an annotation file, by image id."""
-    return {image["id"]: (image["height"], image["width"]) for image in annotations["images"]}
+    return {image["id"]: (int(image["height"]), int(image["width"])) for image in annotations["images"]}
+
+
+def category_ids(annotations: Record) -> set[Any]:
+    """The ids of the categories of an annotation file."""
+    return {category["id"] for category in annotations["categories"]}
+
+
+def draw_images(annotations: Record, max_images: int | None, *, seed: int = 0) -> Record:
+    """The part of an annotation file that is of some images, drawn without regard to what is in them.
+
+    Args:
+        annotations: content of the file, whose order stays.
+        max_images: images to draw; all when None.
+        seed: of the draw.
+    """
+    images = annotations["images"]
+    order = np.random.default_rng(seed).permutation(len(images))
+    drawn = [images[index] for index in sorted(order[:max_images])]
+    ids = {image["id"] for image in drawn}
+    records = [annotation for annotation in annotations["annotations"] if annotation["image_id"] in ids]
+    return {**annotations, "images": drawn, "annotations": records}
 
 
 def image_file_name(image: Record) -> str:
@@ -176,6 +203,26 @@ def segmentation_area(segmentation: Segmentation) -> float:
     return float(sum(areas))
 
 
+def annotation_area(annotation: Record) -> float:
+    """Area in pixels that an annotation states, or else that its segmentation has."""
+    return float(annotation["area"] if "area" in annotation else segmentation_area(annotation["segmentation"]))
+
+
+def complete_annotation(annotation: Record, size: tuple[int, int]) -> None:
+    """Give an annotation those of "bbox", "area" and "iscrowd" that it lacks, in place, as its mask has them.
+
+    Args:
+        annotation: of a mask that decodes; one without a mask stays as it is.
+        size: (height, width) of its image in pixels.
+    """
+    if not annotation.get("segmentation"):
+        return
+    if "bbox" not in annotation:
+        annotation["bbox"] = mask_util.toBbox(segmentation_to_rle(annotation["segmentation"], *size)).tolist()
+    annotation.setdefault("area", annotation_area(annotation))
+    annotation.setdefault("iscrowd", 0)
+
+
 def encode_mask(mask: NDArray[np.bool_]) -> Record:
     """Compressed RLE of an (H, W) bool mask, ready for JSON: {"size": [H, W], "counts": str}."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
@@ -215,23 +262,11 @@ def run_lengths(counts: Any) -> NDArray[np.int64]:
 
 
 def write_json_atomically(path: PathLike, obj: Any) -> None:
-    """Write JSON so that `path` holds either its old content or all of the new, never a part.
-
-    Parent folders are created. The temporary file lies beside `path`, since only a rename within one
-    file system is atomic.
-    """
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            json.dump(obj, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with suppress(FileNotFoundError):
-            temporary.unlink()
+    """Write JSON so that `path` holds either its old content or all of the new, never a part; see `atomic_path`."""
+    with atomic_path(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        json.dump(obj, file)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _get(record: Any, key: str) -> Any:
@@ -239,9 +274,24 @@ def _get(record: Any, key: str) -> Any:
 
 
 def _check_fields(record: Any, fields: Iterable[str], where: str) -> None:
+    """Check that a record has `fields`, and that ids among its fields can be ids."""
     missing = [field for field in fields if _get(record, field) is None]
     if missing:
         raise ValueError(f"{where}: {', '.join(map(repr, missing))} missing. Add it, or remove the record.")
+    for key in _ID_KEYS:
+        if not isinstance(record.get(key, ""), str | int | float | None):
+            raise ValueError(f"{where}: {key!r} must be a number or a string, found {_shortened(record[key])}.")
+
+
+def _check_size(image: Record, where: str) -> None:
+    for key in ("height", "width"):
+        side = image[key]
+        is_whole = isinstance(side, int) or (isinstance(side, float) and side.is_integer())
+        if not is_whole or side < 1:
+            raise ValueError(
+                f"{where}: {key!r} must be a positive whole number, found {side!r}. Write the size of the image in "
+                "pixels."
+            )
 
 
 def _check_ids(records: list[Any], where: str, fields: tuple[str, ...] = ()) -> None:
@@ -250,20 +300,31 @@ def _check_ids(records: list[Any], where: str, fields: tuple[str, ...] = ()) -> 
     for index, record in enumerate(records):
         _check_fields(record, ("id", *fields), f"{where} {index} (counted from 0)")
         if record["id"] in seen:
-            raise ValueError(f"{where} id {record['id']} occurs more than once. Give every record its own id.")
+            raise ValueError(f"{where} id {record['id']!r} occurs more than once. Give every record its own id.")
         seen.add(record["id"])
 
 
-def _check_mask_record(record: Any, where: str, sizes: Mapping[Any, tuple[int, int]] | None) -> None:
-    """Check what annotations and results share: fields, a known image, a mask of that image's size."""
+def _check_mask_record(
+    record: Any, where: str, sizes: Mapping[Any, tuple[int, int]] | None, categories: Collection[Any] | None
+) -> None:
+    """Check what annotations and results share: fields, a known image and category, a mask of that image's size."""
     _check_fields(record, ("image_id", "category_id", "segmentation"), where)
-    where = f"{where} (image {record['image_id']})"
-    if sizes is not None and record["image_id"] not in sizes:
-        raise ValueError(
-            f"{where}: no such image among the {len(sizes)} images of the annotation file. "
-            "Use the annotation file that the record was made for."
+    image_id, category_id = record["image_id"], record["category_id"]
+    where = f"{where} (image {image_id!r})"
+    if sizes is not None and image_id not in sizes:
+        alike = [known for known in sizes if str(known) == str(image_id)]
+        remedy = (
+            f"It has {alike[0]!r}: write both alike."
+            if alike
+            else "Use the annotation file that the record was made for."
         )
-    image_size = None if sizes is None else sizes[record["image_id"]]
+        raise ValueError(f"{where}: no such image among the {len(sizes)} images of the annotation file. {remedy}")
+    if categories is not None and category_id not in categories:
+        raise ValueError(
+            f"{where}: category id {category_id!r} is not among the {len(categories)} categories of the annotation "
+            "file. Add the category, map the ids, or evaluate class-agnostically."
+        )
+    image_size = None if sizes is None else sizes[image_id]
     segmentation = record["segmentation"]
     try:
         if isinstance(segmentation, Mapping):
@@ -279,7 +340,7 @@ def _check_score(result: Record, where: str) -> None:
     score = result.get("score")
     if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
         raise ValueError(
-            f"{where} (image {result['image_id']}): score must be a finite number, found {score!r}. "
+            f"{where} (image {result['image_id']!r}): score must be a finite number, found {score!r}. "
             "Correct the model or script that wrote it; a mask without a score of its own may have 1.0."
         )
 
@@ -289,18 +350,8 @@ def _check_pairs(results: list[Record], annotations: Record, source: PathLike) -
     for index, result in enumerate(results):
         if "gt_id" in result and image_of.get(result["gt_id"]) != result["image_id"]:
             raise ValueError(
-                f"{source}: result {index} (counted from 0): gt_id {result['gt_id']} is no annotation of "
-                f"image {result['image_id']}. Use the annotation file that the results were made for, or remove gt_id."
-            )
-
-
-def _check_categories(results: list[Record], annotations: Record, source: PathLike) -> None:
-    known = {category["id"] for category in annotations["categories"]}
-    for index, result in enumerate(results):
-        if result["category_id"] not in known:
-            raise ValueError(
-                f"{source}: result {index} (counted from 0): category id {result['category_id']} is not among the "
-                f"{len(known)} categories of the annotation file. Map the ids, or evaluate class-agnostically."
+                f"{source}: result {index} (counted from 0): gt_id {result['gt_id']!r} is no annotation of image "
+                f"{result['image_id']!r}. Use the annotation file that the results were made for, or remove gt_id."
             )
 
 
@@ -317,8 +368,13 @@ def _check_polygons(segmentation: Any) -> None:
                 f"a polygon needs at least 3 points, [x0, y0, x1, y1, x2, y2, ...], found {_shortened(polygon)}. "
                 "Remove the polygon, or the record if it has no other."
             )
-        if not all(isinstance(value, int | float) and math.isfinite(value) for value in polygon):
-            raise ValueError(f"polygon coordinates must be finite numbers, found {_shortened(polygon)}.")
+        for value in polygon:
+            # NaN fails any comparison
+            if not (isinstance(value, int | float) and abs(value) <= _MAX_COORDINATE):
+                raise ValueError(
+                    f"polygon coordinates must be finite numbers, none beyond {_MAX_COORDINATE:.0f} pixels, found "
+                    f"{_shortened(value)}. Correct or remove the polygon."
+                )
 
 
 def _rle_counts(rle: Mapping[str, Any], image_size: tuple[int, int] | None) -> Any:

@@ -37,7 +37,10 @@ def check_cues(record: Record, image_size: tuple[int, int] | None) -> None:
     if points is not None:
         _check_points(points, image_size)
     if labels is not None and (
-        points is None or not _is_list(labels) or len(labels) != len(points) or not set(labels) <= {0, 1}
+        points is None
+        or not _is_list(labels)
+        or len(labels) != len(points)
+        or any(label not in (0, 1) for label in labels)
     ):
         raise ValueError(
             f"point_labels is {labels!r}: expected 1 (on the object) or 0 (off it) for each point of point_coords, "

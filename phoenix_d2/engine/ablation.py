@@ -20,7 +20,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 import yaml
 from detectron2.config import CfgNode
@@ -30,7 +29,14 @@ from detectron2.utils.env import seed_all_rng
 from phoenix_d2.config import find_config, load_config, override_config
 from phoenix_d2.data.datasets import register_folders
 from phoenix_d2.data.degrade import degrade_annotations
-from phoenix_d2.data.mask_json import Record, load_annotations, load_results, read_json, write_json_atomically
+from phoenix_d2.data.mask_json import (
+    Record,
+    draw_images,
+    load_annotations,
+    load_results,
+    read_json,
+    write_json_atomically,
+)
 from phoenix_d2.engine.checkpointer import RefinerCheckpointer
 from phoenix_d2.engine.trainer import Trainer
 from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_iou
@@ -40,6 +46,7 @@ from phoenix_d2.offline.job import RefinementJob, plan_job
 from phoenix_d2.offline.refine import refine_image
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
+from phoenix_d2.sam.hashing import hash_file
 
 Overrides: TypeAlias = dict[str, Any]
 
@@ -60,7 +67,7 @@ class Ablation:
         inputs: name -> (kind, strength) of the degradation of the test masks.
         seeds: of the runs of each variant.
         max_iter: iterations of a run; None where `seconds` is given.
-        seconds: processor time of the training of a run; None where `max_iter` is given.
+        seconds: of the training of a run, see `StepTime`; None where `max_iter` is given.
 
     Raises:
         TypeError: `inference` names an option that there is not.
@@ -163,7 +170,7 @@ def prepare_inputs(
         ValueError: a file is malformed, lacks `gt_id`, or does not belong to its folder; or a degradation is unknown.
     """
     sources: dict[str, tuple[Path, Record, list[Record]]] = {}
-    annotations = _some_images(load_annotations(test / "instances.json"), max_images)
+    annotations = draw_images(load_annotations(test / "instances.json"), max_images)
     for name, (kind, strength) in ablation.inputs.items():
         sources[name] = (test, annotations, degrade_annotations(annotations, kind=kind, strength=strength))
     for file in coarse_files:
@@ -171,7 +178,7 @@ def prepare_inputs(
         results = load_results(file, annotations=everything)
         if not all("gt_id" in result for result in results):
             raise ValueError(f"{file}: results without gt_id: add the id of the annotation that each is to be.")
-        annotations = _some_images(everything, max_images)
+        annotations = draw_images(everything, max_images)
         chosen = {image["id"] for image in annotations["images"]}
         coarse = [result for result in results if result["image_id"] in chosen]
         sources[f"{file.parent.name} {file.stem.removeprefix('coarse_')}"] = (file.parent, annotations, coarse)
@@ -185,14 +192,6 @@ def prepare_inputs(
         job = plan_job(files[1], image_folder=data / "images", annotation_file=files[0])
         inputs[name] = EvaluationInput(annotations, job)
     return inputs
-
-
-def _some_images(annotations: Record, max_images: int | None) -> Record:
-    order = np.random.default_rng(0).permutation(len(annotations["images"]))[:max_images]
-    images = [annotations["images"][i] for i in sorted(order)]
-    chosen = {image["id"] for image in images}
-    records = [record for record in annotations["annotations"] if record["image_id"] in chosen]
-    return {**annotations, "images": images, "annotations": records}
 
 
 def run_ablation(
@@ -253,10 +252,10 @@ def run_ablation(
         yield runs, references
 
 
-class ProcessorTime(HookBase):
-    """Adds up the processor time of a run's steps, over all its sittings.
+class StepTime(HookBase):
+    """Adds up the time of a run's steps, over all its sittings: on a GPU that on the wall, else processor time.
 
-    Other than the time on the wall it hardly depends on what else the machine does.
+    Processor time hardly depends on what else the machine does, but says nothing of what a GPU does.
     """
 
     def __init__(self) -> None:
@@ -265,11 +264,11 @@ class ProcessorTime(HookBase):
 
     def before_step(self) -> None:
         """Start."""
-        self._start = time.process_time()
+        self._start = self._now()
 
     def after_step(self) -> None:
         """Stop."""
-        step = time.process_time() - self._start
+        step = self._now() - self._start
         self.seconds += step
         if self.first_step is None:
             self.first_step = step
@@ -282,12 +281,19 @@ class ProcessorTime(HookBase):
         """Go on from a checkpoint."""
         self.seconds = state_dict["seconds"]
 
+    def _now(self) -> float:
+        if not self.trainer.cfg.MODEL.DEVICE.startswith("cuda"):
+            return time.process_time()
+        # what was asked of the GPU is done
+        torch.cuda.synchronize()
+        return time.perf_counter()
+
 
 class _TimedTrainer(Trainer):
-    clock: ProcessorTime
+    clock: StepTime
 
     def build_hooks(self) -> list[HookBase]:
-        self.clock = ProcessorTime()
+        self.clock = StepTime()
         # before the checkpointer, which keeps what it says
         return [self.clock, *super().build_hooks()]
 
@@ -323,7 +329,7 @@ def _training_folder(trainings: Path, setting: Record) -> Path:
     return trainings / hashlib.sha256(json.dumps(setting).encode()).hexdigest()[:16]
 
 
-def _train_with_clock(cfg: CfgNode) -> tuple[MaskRefiner, ProcessorTime]:
+def _train_with_clock(cfg: CfgNode) -> tuple[MaskRefiner, StepTime]:
     seed_all_rng(cfg.SEED)
     trainer = _TimedTrainer(cfg)
     trainer.resume_or_load(resume=True)
@@ -387,7 +393,7 @@ def _once(path: Path, setting: Any, make: Callable[[], Record]) -> Record:
 
 def _setting(cfg: CfgNode) -> Record:
     """All that a training depends on but the data."""
-    return {"config": cfg.dump(), "weights": hashlib.sha256(Path(cfg.MODEL.WEIGHTS).read_bytes()).hexdigest()}
+    return {"config": cfg.dump(), "weights": hash_file(cfg.MODEL.WEIGHTS)}
 
 
 def _file_name(name: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -12,6 +11,7 @@ from detectron2.checkpoint import DetectionCheckpointer
 from fvcore.common.checkpoint import _IncompatibleKeys
 from torch import nn
 
+from phoenix_d2.files import atomic_path
 from phoenix_d2.sam.checkpoint import (
     METADATA_KEY,
     check_encoder,
@@ -21,12 +21,13 @@ from phoenix_d2.sam.checkpoint import (
     read_weights,
     refiner_metadata,
 )
+from phoenix_d2.sam.pretrained import find_weights
 
 
 class RefinerCheckpointer(DetectionCheckpointer):
     """`DetectionCheckpointer` that leaves the frozen encoder out, writes atomically and executes nothing on loading.
 
-    `MODEL.WEIGHTS` may be such a checkpoint or a refiner's `.safetensors`.
+    `MODEL.WEIGHTS` may be such a checkpoint, a refiner's `.safetensors`, or the name of weights of the package.
 
     Args:
         model: a `RefinerArchitecture`, or its DDP wrapper.
@@ -49,17 +50,14 @@ class RefinerCheckpointer(DetectionCheckpointer):
         content |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         path = Path(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        partial = path.with_suffix(".partial")
-        torch.save(content, partial)
-        os.replace(partial, path)
+        with atomic_path(path) as temporary:
+            torch.save(content, temporary)
         self.tag_last_checkpoint(path.name)
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:
         """Note, atomically too, which checkpoint `--resume` starts from."""
-        path = Path(self.save_dir, "last_checkpoint")
-        partial = path.with_suffix(".partial")
-        partial.write_text(last_filename_basename)
-        os.replace(partial, path)
+        with atomic_path(Path(self.save_dir, "last_checkpoint")) as temporary:
+            temporary.write_text(last_filename_basename)
 
     def load(self, path: str, *args: Any, **kwargs: Any) -> dict[str, Any]:
         """See `DetectionCheckpointer.load`.
@@ -71,10 +69,13 @@ class RefinerCheckpointer(DetectionCheckpointer):
         # URLs, and those of Detectron2's own, are fetched
         url = urlparse(path)
         if path and not url.scheme and not Path(url.path).is_file():
-            raise FileNotFoundError(
-                f"No checkpoint {path!r}: set MODEL.WEIGHTS to a file that tools/train_net.py wrote, or to a refiner's "
-                ".safetensors."
-            )
+            try:
+                path = str(find_weights(path))
+            except FileNotFoundError as error:
+                raise FileNotFoundError(
+                    f"No checkpoint {path!r}: set MODEL.WEIGHTS to a file that tools/train_net.py wrote, to a "
+                    "refiner's .safetensors, or to the name of weights that come with the package."
+                ) from error
         content: dict[str, Any] = super().load(path, *args, **kwargs)
         return content
 

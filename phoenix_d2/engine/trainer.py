@@ -78,7 +78,7 @@ class Trainer(DefaultTrainer):
     """`DefaultTrainer` for the architectures of `phoenix_d2.modeling`.
 
     What differs: it also runs distributed on CPUs, checkpoints leave the frozen encoder out, a resumed
-    run goes on exactly where the other stopped, and panels of masks are written beside the logs.
+    run goes on exactly where the other stopped, and panels of masks are written as often as checkpoints.
 
     Args:
         cfg: of the run.
@@ -118,12 +118,19 @@ class Trainer(DefaultTrainer):
         """See `DefaultTrainer.build_hooks`."""
         default = super().build_hooks()
         if comm.is_main_process():
-            default.insert(-1, PanelWriter(self.cfg.TEST.EVAL_PERIOD, self.cfg.OUTPUT_DIR))
+            default.insert(-1, PanelWriter(self.cfg.SOLVER.CHECKPOINT_PERIOD, self.cfg.OUTPUT_DIR))
         return default
 
     def build_writers(self) -> list[EventWriter]:
         """See `DefaultTrainer.build_writers`; diagnostics are printed beside the losses."""
         return [*super().build_writers(), DiagnosticsPrinter()]
+
+    @classmethod
+    def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
+        """See `DefaultTrainer.test`."""
+        # DDP's wrapper broadcasts buffers in the forward pass: without a test image, a process would not take part
+        results: dict[str, Any] = super().test(cfg, getattr(model, "module", model), evaluators)
+        return results
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:

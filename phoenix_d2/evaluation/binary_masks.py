@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tqdm import tqdm
 
 from phoenix_d2.data.mask_folders import MaskPair, pair_masks, read_mask
+from phoenix_d2.ops.windows import box_window
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -121,7 +122,7 @@ def boundary_f(mask: Mask, target: Mask, *, tolerance: float = 0.008) -> float:
         In [0, 1]; 1 where neither has a boundary, 0 where only one has.
     """
     radius = math.ceil(tolerance * math.hypot(*mask.shape))
-    window = _window(mask | target, margin=1)
+    window = box_window(mask | target, margin=1)
     boundary, target_boundary = _boundary(mask[window]), _boundary(target[window])
     if not (boundary.any() and target_boundary.any()):
         return float(boundary.any() == target_boundary.any())
@@ -145,7 +146,7 @@ def mean_boundary_accuracy(mask: Mask, target: Mask) -> float:
     """
     steps = [(sum(target.shape) / 300 - 1) / _NUM_RADII * i for i in range(_NUM_RADII)]
     radii = [1 + int(step) for step in steps]
-    window = _window(target, margin=max(radii) + 1)
+    window = box_window(target, margin=max(radii) + 1)
     cropped = np.ascontiguousarray(target[window]).view(np.uint8)
     right = mask[window] == target[window]
     accuracy = {}
@@ -159,12 +160,6 @@ def mean_boundary_accuracy(mask: Mask, target: Mask) -> float:
 def _score_pair(pair: MaskPair) -> MaskScore:
     mask = read_mask(pair.image)
     return score_mask(mask, read_mask(pair.mask, (mask.shape[0], mask.shape[1])))
-
-
-def _window(mask: Mask, *, margin: int) -> tuple[slice, slice]:
-    """Rows and columns of a mask's box with a margin around it, where there is image."""
-    x, y, width, height = cv2.boundingRect(np.ascontiguousarray(mask).view(np.uint8))
-    return slice(max(y - margin, 0), y + height + margin), slice(max(x - margin, 0), x + width + margin)
 
 
 def _boundary(mask: Mask) -> Mask:

@@ -13,7 +13,7 @@ from detectron2.evaluation import COCOEvaluator, LVISEvaluator
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.logger import create_small_table
 
-from phoenix_d2.data.mask_json import Record
+from phoenix_d2.data.mask_json import Record, complete_annotation, image_sizes
 from phoenix_d2.evaluation.instance_masks import (
     COCO_METRICS,
     LVIS_METRICS,
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 class BoundaryCOCOEvaluator(COCOEvaluator):
     """Detectron2's `COCOEvaluator` with boundary AP: {"bbox": ..., "segm": ..., "boundary": ...}.
 
-    Predictions may lack `pred_boxes`; the boxes are then those of the masks.
+    Predictions may lack `pred_boxes`; the boxes are then those of the masks, as is what annotations lack.
 
     Args:
         dataset_name: a registered dataset.
@@ -48,6 +48,10 @@ class BoundaryCOCOEvaluator(COCOEvaluator):
             DatasetCatalog.get(dataset_name)
         super().__init__(dataset_name, *args, **kwargs)
         self._dilation_ratio = dilation_ratio
+        content = self._coco_api.dataset
+        sizes = image_sizes(content)
+        for annotation in content.get("annotations", ()):
+            complete_annotation(annotation, sizes[annotation["image_id"]])
 
     def process(self, inputs: Sequence[dict], outputs: Sequence[dict]) -> None:
         """Take in one batch; arguments as Detectron2's evaluators."""

@@ -19,7 +19,7 @@ from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
 from tabulate import tabulate
 
-from phoenix_d2.data.mask_json import Record, image_sizes, segmentation_to_rle
+from phoenix_d2.data.mask_json import Record, category_ids, image_sizes, segmentation_to_rle
 from phoenix_d2.evaluation.boundary_ap import BoundaryEvaluation, cropped_mask
 from phoenix_d2.ops.boundary import band_width
 
@@ -65,10 +65,12 @@ def evaluate_masks(
         {IoU type: {metric: percent}}; NaN where no ground truth falls into a metric.
 
     Raises:
-        ValueError: `style` and the other arguments do not go together.
+        ValueError: `style` and the other arguments do not go together, or category ids are no numbers.
     """
     if style == "lvis":
         _check_federated(annotations, class_agnostic)
+    if not class_agnostic:
+        _check_category_ids(annotations)
     limit = max_dets or _MAX_DETS[style]
     if style == "lvis":
         results = _federated_results(annotations, results, limit)
@@ -194,7 +196,9 @@ def _percent(fraction: float) -> float:
 
 def _image_indices(annotations: Record) -> dict[object, int]:
     """Integers for image ids, as the library needs them; in the ids' order, which decides among equal scores."""
-    return {image_id: index for index, image_id in enumerate(sorted(image_sizes(annotations)), start=1)}
+    # numbers before strings, which do not compare
+    ordered = sorted(image_sizes(annotations), key=lambda image_id: (isinstance(image_id, str), image_id))
+    return {image_id: index for index, image_id in enumerate(ordered, start=1)}
 
 
 def _shape_key(iou_type: IouType) -> str:
@@ -222,6 +226,15 @@ def _library_pair(annotations: Record, results: Sequence[Record], key: str, clas
     images = [{**image, "id": indices[image["id"]]} for image in annotations["images"]]
     ground_truth = COCO({"images": images, "annotations": records, "categories": categories})
     return ground_truth, ground_truth.loadRes([record(result, score=result["score"]) for result in results])
+
+
+def _check_category_ids(annotations: Record) -> None:
+    strings = [category_id for category_id in category_ids(annotations) if isinstance(category_id, str)]
+    if strings:
+        raise ValueError(
+            f"Category ids must be numbers, found {min(strings)!r}. Number the categories, or evaluate "
+            "class-agnostically."
+        )
 
 
 def _check_federated(annotations: Record, class_agnostic: bool) -> None:

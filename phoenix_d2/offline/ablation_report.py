@@ -29,7 +29,7 @@ class AblationRun:
         variant: its name; "" where training is not varied.
         seed: of all draws.
         iterations: of the training.
-        seconds: processor time of the training.
+        seconds: of the training: processor time, or on a GPU time on the wall.
         scores: of what was trained.
     """
 
@@ -149,7 +149,7 @@ class AblationReport:
         for variant in dict.fromkeys(run.variant for run in self.runs):
             runs = [run for run in self.runs if run.variant == variant]
             seconds = _mean_cell([run.seconds for run in runs])
-            rows.append({"training": variant or "all", "iterations": runs[0].iterations, "processor seconds": seconds})
+            rows.append({"training": variant or "all", "iterations": runs[0].iterations, "seconds": seconds})
         return rows
 
     def _rows(self, given: str) -> list[dict[str, Any]]:

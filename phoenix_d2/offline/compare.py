@@ -13,12 +13,17 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import numpy as np
-
 from phoenix_d2 import __version__
 from phoenix_d2.baselines import CropRefiner
 from phoenix_d2.data.degrade import degrade_annotations
-from phoenix_d2.data.mask_json import Record, load_annotations, load_results, read_json, write_json_atomically
+from phoenix_d2.data.mask_json import (
+    Record,
+    draw_images,
+    load_annotations,
+    load_results,
+    read_json,
+    write_json_atomically,
+)
 from phoenix_d2.evaluation.comparison import COARSE, Score, pair_by_image, score_masks
 from phoenix_d2.offline.decide import decide
 from phoenix_d2.offline.job import plan_job
@@ -44,6 +49,9 @@ class Input:
         num_masks: how many coarse masks there will be.
         fingerprint: all that they depend on, in plain values.
         make: returns them as records of a results file with `gt_id`.
+
+    Raises:
+        ValueError: there will be none.
     """
 
     name: str
@@ -52,6 +60,13 @@ class Input:
     num_masks: int
     fingerprint: Record
     make: Callable[[], list[Record]]
+
+    def __post_init__(self) -> None:
+        if not self.num_masks:
+            raise ValueError(
+                f"The input {self.name!r} has no mask in the {len(self.annotations['images'])} images that were drawn: "
+                "raise --max-images, or check that masks and annotations belong together."
+            )
 
 
 @dataclass(frozen=True)
@@ -99,13 +114,13 @@ def file_inputs(folder: Path, *, max_images: int | None = None, seed: int = 0) -
 
     Raises:
         OSError: a file cannot be opened.
-        ValueError: there are no coarse masks, or a file is malformed.
+        ValueError: there are no coarse masks, none in a drawn image, or a file is malformed.
     """
     annotations = load_annotations(folder / "instances.json")
     files = sorted(folder.glob("coarse_*.json"))
     if not files:
         raise ValueError(f"{folder} holds no coarse_*.json: write coarse masks there, or degrade its ground truth.")
-    chosen = _draw_images(annotations, max_images, seed)
+    chosen = draw_images(annotations, max_images, seed=seed)
     images = {image["id"] for image in chosen["images"]}
     for file in files:
         results = load_results(file, annotations=annotations, check_categories=True)
@@ -145,9 +160,9 @@ def degraded_inputs(
 
     Raises:
         OSError: a file cannot be opened.
-        ValueError: a file is malformed, or there is no attack for the adversarial kind.
+        ValueError: a file is malformed, no mask is in a drawn image, or there is no attack for the adversarial kind.
     """
-    chosen = _draw_images(load_annotations(folder / "instances.json"), max_images, seed)
+    chosen = draw_images(load_annotations(folder / "instances.json"), max_images, seed=seed)
     for kind, strength in product(kinds, strengths):
         fingerprint = {
             "annotations": _sha256(chosen),
@@ -274,16 +289,6 @@ def _refine(
     statuses = [status for outcome in decided.values() for status in outcome.statuses]
     seconds = sum(outcome.seconds for outcome in decided.values())
     return records, score_masks(entry.annotations, records, statuses=statuses, seconds=seconds)
-
-
-def _draw_images(annotations: Record, max_images: int | None, seed: int) -> Record:
-    """The annotations of some images, drawn without regard to what is in them."""
-    images = annotations["images"]
-    order = np.random.default_rng(seed).permutation(len(images))
-    chosen = [images[index] for index in sorted(order[:max_images])]
-    ids = {image["id"] for image in chosen}
-    records = [annotation for annotation in annotations["annotations"] if annotation["image_id"] in ids]
-    return {**annotations, "images": chosen, "annotations": records}
 
 
 def _sha256(content: Any) -> str:

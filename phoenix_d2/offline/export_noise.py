@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from phoenix_d2.data.images import read_image
 from phoenix_d2.data.mask_folders import write_mask
-from phoenix_d2.data.mask_json import Record, decode_segmentation, read_json, segmentation_area
+from phoenix_d2.data.mask_json import Record, annotation_area, decode_segmentation, read_json
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
 from phoenix_d2.offline.perturb import perturb_image_masks
 from phoenix_d2.ops.masks import mask_iou
@@ -42,7 +42,7 @@ def trainable_tasks(tasks: Sequence[ImageTask], *, min_area: float) -> list[Imag
     kept = []
     for task in tasks:
         height, width = task.size
-        chosen = [i for i, record in enumerate(task.records) if min_area < _area(record) < height * width]
+        chosen = [i for i, record in enumerate(task.records) if min_area < annotation_area(record) < height * width]
         if chosen:
             places, records = tuple(task.places[i] for i in chosen), tuple(task.records[i] for i in chosen)
             kept.append(replace(task, places=places, records=records))
@@ -125,10 +125,6 @@ def summary(outcomes: Sequence[ImageOutcome]) -> str:
         f"{median:.3f}, 90 % below {high:.3f})\n"
         + ", ".join(f"{100 * share:.0f} % {outcome.name.lower()}" for outcome, share in shares.items() if share)
     )
-
-
-def _area(record: Record) -> float:
-    return float(record["area"] if "area" in record else segmentation_area(record["segmentation"]))
 
 
 def _without_holes(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:

@@ -5,27 +5,28 @@ Everything that can be known to be wrong is found by `plan_job`, before the firs
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.data.images import read_image_size
+from phoenix_d2.data.images import check_images
 from phoenix_d2.data.mask_json import (
     PathLike,
     Record,
     check_annotations,
     check_results,
     image_file_name,
+    image_sizes,
     is_results,
     load_annotations,
     read_json,
 )
+from phoenix_d2.files import listed
+from phoenix_d2.sam.hashing import hash_file
 from phoenix_d2.structures import RefinementStatus
 
-_MAX_LISTED = 5
 _REASONS = {
     RefinementStatus.KEPT_EMPTY: "empty",
     RefinementStatus.KEPT_SMALL: "too small",
@@ -115,30 +116,31 @@ class RefinementJob:
         return records if is_results(self.data) else {**self.data, "annotations": records}
 
     def progress(self, outcomes: Mapping[Any, ImageOutcome]) -> str:
-        """A line for people, at the end of a shard."""
-        return (
-            f"{len(outcomes)} of {len(self.tasks)} images are finished. Once all shards are, the same command with "
-            "--resume in place of --shard writes the output."
+        """A few lines for people, at the end of a shard."""
+        unread = _unread(outcomes.values())
+        text = (
+            f"{len(outcomes) - len(unread)} of {len(self.tasks)} images are finished. Once all shards are, the same "
+            "command with --resume in place of --shard writes the output."
         )
+        return "\n".join([text, *_report_unread(unread, "repair them, as --resume tries them again")])
 
     def summary(self, outcomes: Mapping[Any, ImageOutcome]) -> str:
         """A few lines for people: what was refined, what was kept and why, and the time it took."""
         done = [outcomes[task.image_id] for task in self.tasks]
-        unread = [outcome for outcome in done if outcome.error is not None]
+        unread = _unread(done)
         statuses = [status for outcome in done for status in outcome.statuses]
         kept = {reason: statuses.count(status) for status, reason in _REASONS.items()}
-        kept["image could not be read"] = sum(len(outcome.changes) for outcome in unread)
+        kept["of unreadable images"] = sum(len(outcome.changes) for outcome in unread)
         kept["crowd"] = sum(map(_is_crowd, self.records))
         reasons = ", ".join(f"{count} {reason}" for reason, count in kept.items() if count)
 
         refined = statuses.count(RefinementStatus.REFINED)
         text = f"{len(self.records)} masks in {len(done)} images: {refined} refined, {sum(kept.values())} kept"
         lines = [text + (f" ({reasons})" if reasons else "")]
-        if unread:
-            lines.append(
-                f"{len(unread)} image(s) could not be read:{_listed(str(outcome.error) for outcome in unread)}"
-            )
-        if refined:
+        lines += _report_unread(unread)
+        if kept["rejected by the gate"] and not refined:
+            lines.append("the gate expects no mask to become better: --gate off keeps what the refiner makes of them")
+        if statuses:
             seconds = sum(outcome.seconds for outcome in done if outcome.error is None)
             num_read = len(done) - len(unread)
             lines.append(f"{seconds / num_read:.2f} s an image, {1000 * seconds / len(statuses):.0f} ms a mask")
@@ -178,12 +180,12 @@ def plan_job(
         image_list = load_annotations(annotation_file)
         check_results(data, source=input_file, annotations=image_list)
     hashes = {
-        "input": _sha256(input_file),
-        "annotations": None if annotation_file is None else _sha256(annotation_file),
+        "input": hash_file(Path(input_file)),
+        "annotations": None if annotation_file is None else hash_file(Path(annotation_file)),
     }
     job = RefinementJob(data, (), hashes)
-    job = replace(job, tasks=_group(job.records, image_list["images"], Path(image_folder)))
-    _check_images(job.tasks, image_folder)
+    job = replace(job, tasks=_group(job.records, image_list, Path(image_folder)))
+    check_images(((task.image_id, task.path, task.size) for task in job.tasks), image_folder)
     return job
 
 
@@ -193,17 +195,17 @@ def share(tasks: Sequence[ImageTask], rank: int, count: int) -> list[ImageTask]:
     return [tasks[index] for index in sorted(by_masks[rank::count])]
 
 
-def _group(records: Sequence[Record], images: Iterable[Record], folder: Path) -> tuple[ImageTask, ...]:
+def _group(records: Sequence[Record], image_list: Record, folder: Path) -> tuple[ImageTask, ...]:
     by_image: dict[Any, list[int]] = defaultdict(list)
     for place, record in enumerate(records):
         if not _is_crowd(record):
             by_image[record["image_id"]].append(place)
-    image_of = {image["id"]: image for image in images}
+    image_of, sizes = {image["id"]: image for image in image_list["images"]}, image_sizes(image_list)
     return tuple(
         ImageTask(
             image_id,
             folder / image_file_name(image_of[image_id]),
-            (image_of[image_id]["height"], image_of[image_id]["width"]),
+            sizes[image_id],
             tuple(places),
             tuple(records[place] for place in places),
         )
@@ -215,35 +217,12 @@ def _is_crowd(record: Record) -> bool:
     return bool(record.get("iscrowd", 0))
 
 
-def _check_images(tasks: Iterable[ImageTask], folder: str | Path) -> None:
-    problems = [problem for task in tasks if (problem := _image_problem(task))]
-    if problems:
-        raise ValueError(
-            f"{len(problems)} image(s) cannot be used:{_listed(problems)}\n"
-            f"Check that {folder} is the folder that the file names are relative to, with the images that the masks "
-            "were made on."
-        )
+def _unread(outcomes: Iterable[ImageOutcome]) -> list[ImageOutcome]:
+    return [outcome for outcome in outcomes if outcome.error is not None]
 
 
-def _image_problem(task: ImageTask) -> str | None:
-    where = f"{task.path} (image id {task.image_id})"
-    try:
-        size = read_image_size(task.path)
-    except FileNotFoundError:
-        return f"{where} is missing"
-    except ValueError as error:
-        return f"image id {task.image_id}: {error}"
-    if size != task.size:
-        return f"{where} is {size[0]} x {size[1]} (height x width), in the JSON {task.size[0]} x {task.size[1]}"
-    return None
-
-
-def _sha256(path: PathLike) -> str:
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
-
-
-def _listed(items: Iterable[str]) -> str:
-    """The first few, a line each."""
-    lines = list(items)
-    rest = [f"and {len(lines) - _MAX_LISTED} more"] if len(lines) > _MAX_LISTED else []
-    return "".join(f"\n  {line}" for line in lines[:_MAX_LISTED] + rest)
+def _report_unread(unread: Sequence[ImageOutcome], remedy: str = "") -> list[str]:
+    """What to say of images that could not be read, if there are any."""
+    errors = listed(str(outcome.error) for outcome in unread)
+    hint = f" ({remedy})" if remedy else ""
+    return [f"{len(unread)} image(s) could not be read{hint}:{errors}"] if unread else []

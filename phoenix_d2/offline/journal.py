@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Collection, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ class Journal:
         self._stem = "{}of{}-".format(*shard)
         self._fingerprint: Record = {}
 
-    def begin(self, fingerprint: Record, *, resume: bool) -> None:
+    def begin(self, fingerprint: Record, *, resume: bool) -> dict[Any, ImageOutcome]:
         """Make the folder, or check that it is a run's that can go on.
 
         Args:
@@ -43,36 +44,40 @@ class Journal:
             resume: go on with what is there, if anything is. Images that other shards finished are welcome anyway,
                 but to a run of the whole job.
 
+        Returns:
+            What is finished already, as `outcomes`; images that could not be read are not.
+
         Raises:
             OSError: the folder cannot be written.
             ValueError: it holds images of another run, or finished images of this one and `resume` is off.
         """
         self._fingerprint = json.loads(json.dumps(fingerprint))
-        own = self._outcomes("*.jsonl" if self.shard[1] == 1 else f"{self._stem}*.jsonl")
-        if own and not resume:
+        by_file = self._outcomes_by_file()
+        own = [by_file[path] for path in by_file if self.shard[1] == 1 or path.name.startswith(self._stem)]
+        if (num_own := len(_read(own))) and not resume:
             raise ValueError(
-                f"{self.folder} holds {len(own)} images that an earlier run finished: go on with --resume, or "
+                f"{self.folder} holds {num_own} images that an earlier run finished: go on with --resume, or "
                 "remove the folder to start over."
             )
-        self.outcomes()
         self.folder.mkdir(parents=True, exist_ok=True)
+        return _read(by_file.values())
 
     def outcomes(self) -> dict[Any, ImageOutcome]:
-        """All finished images by id, whichever shard finished them.
+        """All finished images by id, whichever shard finished them, and those that none could read.
 
         Raises:
             ValueError: some are of a run with another fingerprint than `begin` was given.
         """
-        return self._outcomes("*.jsonl")
+        return _merged(self._outcomes_by_file().values())
 
-    def _outcomes(self, pattern: str) -> dict[Any, ImageOutcome]:
-        finished: dict[Any, ImageOutcome] = {}
-        for path in sorted(self.folder.glob(pattern)):
+    def _outcomes_by_file(self) -> dict[Path, dict[Any, ImageOutcome]]:
+        by_file = {}
+        for path in sorted(self.folder.glob("*.jsonl")):
             fingerprint, *outcomes = _complete_lines(path) or [{}]
             if outcomes:
                 self._check_same(fingerprint)
-            finished |= {outcome["image_id"]: ImageOutcome(**outcome) for outcome in outcomes}
-        return finished
+            by_file[path] = {outcome["image_id"]: ImageOutcome(**outcome) for outcome in outcomes}
+        return by_file
 
     def _check_same(self, fingerprint: Record) -> None:
         expected = self._fingerprint
@@ -139,6 +144,17 @@ def refiner_fingerprint(refiner: PhoenixRefiner | CropRefiner) -> Record:
     # only where it is on: what was kept without it is still good
     rounding = {} if refiner.refiner.cached_encoder is None else {"embedding cache": "half precision"}
     return {**identity, "weights": weights, **refiner_metadata(refiner.refiner), **rounding}
+
+
+def _merged(parts: Collection[Mapping[Any, ImageOutcome]]) -> dict[Any, ImageOutcome]:
+    """All outcomes by image id; an image that any run could read counts as read."""
+    outcomes = {image_id: outcome for part in parts for image_id, outcome in part.items()}
+    return outcomes | _read(parts)
+
+
+def _read(parts: Collection[Mapping[Any, ImageOutcome]]) -> dict[Any, ImageOutcome]:
+    """The outcomes of images that could be read, by image id."""
+    return {id_: outcome for part in parts for id_, outcome in part.items() if outcome.error is None}
 
 
 def _complete_lines(path: Path) -> list[Record]:

@@ -6,7 +6,6 @@ Everything that can be known to be wrong is found by `plan_label_maps`, before t
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -29,6 +28,7 @@ from phoenix_d2.data.label_maps import (
 )
 from phoenix_d2.data.mask_json import Record, read_json
 from phoenix_d2.evidence import MaskSource
+from phoenix_d2.files import listed, publish_folder
 from phoenix_d2.offline.job import ImageOutcome
 from phoenix_d2.offline.journal import Journal, refiner_fingerprint
 from phoenix_d2.offline.run import BuildRefiner, RunOptions, build_first, run_tasks
@@ -37,7 +37,6 @@ from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.semantic import split_labels
 from phoenix_d2.structures import RefinementStatus
 
-_MAX_LISTED = 5
 # in the folder of the journal
 _STAGING = "label_maps"
 
@@ -148,8 +147,7 @@ def refine_label_maps(
         )
     digests = hashlib.sha256("".join(f"{task.name} {task.digest}\n" for task in tasks).encode()).hexdigest()
     settings = {"label maps": digests, "void": tasks[0].void, "background": background}
-    journal.begin({**settings, **refiner_fingerprint(refiner)}, resume=options.resume)
-    finished = journal.outcomes()
+    finished = journal.begin({**settings, **refiner_fingerprint(refiner)}, resume=options.resume)
     remaining = [task for task in tasks if task.image_id not in finished]
     source = survey(refiner, tasks, partial(_read_parts, background=background)) if remaining else MaskSource()
     refine = partial(refine_label_map, folder=journal.folder / _STAGING, background=background, source=source)
@@ -194,11 +192,7 @@ def _read_parts(task: LabelTask, *, background: int | None) -> tuple[NDArray[np.
 
 def name_folder(journal: Journal, output: Path) -> None:
     """Give the label maps of a run that is done the name of its output folder, which is empty if it is there."""
-    staging = journal.folder / _STAGING
-    # what a kill left half written
-    for path in staging.rglob(".*.tmp"):
-        path.unlink()
-    os.replace(staging, output)
+    publish_folder(journal.folder / _STAGING, output)
     journal.remove()
 
 
@@ -248,5 +242,4 @@ def _stem(path: Path, folder: Path) -> str:
 
 def _check(problems: Sequence[str], expectation: str) -> None:
     if problems:
-        listed = "".join(f"\n  {problem}" for problem in problems[:_MAX_LISTED])
-        raise ValueError(f"{len(problems)} problem(s), {expectation}:{listed}")
+        raise ValueError(f"{len(problems)} problem(s), {expectation}:{listed(problems)}")

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from phoenix_d2.data.mask_folders import MaskPair, load_annotations_of, write_mask
 from phoenix_d2.data.mask_json import decode_segmentation
+from phoenix_d2.files import publish_folder
 from phoenix_d2.offline.job import ImageOutcome, ImageTask, RefinementJob
 
 
@@ -49,5 +49,4 @@ def write_mask_folder(
     """
     for task, pair, record in zip(job.tasks, pairs, job.finished(outcomes)["annotations"], strict=True):
         write_mask(staging / pair.mask.name, decode_segmentation(record["segmentation"], *task.size))
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    os.replace(staging, folder)
+    publish_folder(staging, folder)

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from phoenix_d2.data.mask_json import Record, decode_segmentation
 from phoenix_d2.offline.perturb import adversarial_alone, perturb_image_masks
 from phoenix_d2.offline.report import markdown_table
+from phoenix_d2.ops.boundary import CroppedMask
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.perturbation.guidance import Guide
 from phoenix_d2.perturbation.semantics import FEATURES, semantic_correlation, semantic_features
@@ -124,8 +125,7 @@ def _kinds(sampler: NoiseSampler) -> Iterator[NoiseSampler]:
 def _measured(
     draw: NoiseDraw, features: NDArray[np.float32], target: NDArray[np.bool_], mask: NDArray[np.bool_]
 ) -> NoiseDraw:
-    union = np.count_nonzero(mask | target)
-    iou = np.count_nonzero(mask & target) / union if union else 1.0
+    iou = CroppedMask.of(mask).iou(CroppedMask.of(target))
     correlation = semantic_correlation(features, target, mask)
     return replace(draw, iou=iou, correlation=tuple(correlation.tolist()))
 

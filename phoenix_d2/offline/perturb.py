@@ -25,6 +25,9 @@ from phoenix_d2.perturbation.degradations import iou_threshold
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
 
+# masks attacked together share a draw: were they as many as fit the machine, noise would depend on it
+_MASKS_AT_ONCE = 8
+
 
 def perturb_tasks(
     refiner: MaskRefiner,
@@ -100,7 +103,7 @@ def perturb_image_masks(
     """Perturb the masks of one image, each in the frame that `MaskRefiner.refine` would refine it in.
 
     Args:
-        refiner: whose decoder is attacked, and whose options say the chunk size and what is zoomed.
+        refiner: whose decoder is attacked, and whose options say what is zoomed.
         image: (3, H, W) RGB in 0 to 255.
         masks: (N, H, W) bool targets.
         sampler: draws the noise.
@@ -121,14 +124,14 @@ def perturb_image_masks(
     _, frames = refiner.plan(masks, options)
     noisy, result = masks.clone(), _untouched(len(masks), refiner)
     planned = sorted(frames)
-    at_once = options.masks_at_once(refiner.device.type)
-    for start in range(0, len(planned), at_once):
-        rows = torch.tensor(planned[start : start + at_once])
+    for start in range(0, len(planned), _MASKS_AT_ONCE):
+        rows = torch.tensor(planned[start : start + _MASKS_AT_ONCE])
         chunk = [frames[row] for row in rows.tolist()]
         coverage = [frame.masks_to_low_res(masks[row, None]) for row, frame in zip(rows, chunk, strict=True)]
         targets = torch.cat(coverage)
-        decode = attackable_decoder(refiner, _encode(refiner, image, chunk), targets, dense_prompt=dense_prompt)
         valid = torch.cat([frame.valid_mask(refiner.device) for frame in chunk])
+        embeddings = _encode(refiner, image, chunk)
+        decode = attackable_decoder(refiner, embeddings, targets, valid=valid, dense_prompt=dense_prompt)
         noise = sampler(decode, targets >= 0.5, valid, generator=generator)
         for field in fields(PerturbationResult):
             getattr(result, field.name)[rows] = getattr(noise, field.name)

@@ -37,6 +37,9 @@ def refine_image(
         The new "segmentation" of each refined mask, compressed RLE; all of them, with the evidence, where the gate is
         to decide at the end of the job (`phoenix_d2.offline.decide`). An image that cannot be read leaves its masks as
         they were, which the outcome's `error` tells.
+
+    Raises:
+        ValueError: the image is no longer of the masks' size, or the refiner refuses it; the message names it.
     """
     start = time.perf_counter()
     try:
@@ -50,7 +53,10 @@ def refine_image(
     evidence: list[list[float]] = [[]] * num_records if decides_late(refiner) else []
     for rows in group_by_cues(task.records):
         records = [task.records[row] for row in rows]
-        result = _refine_alike(refiner, image, records, source)
+        try:
+            result = _refine_alike(refiner, image, records, source)
+        except ValueError as error:
+            raise ValueError(f"{task.path} (image id {task.image_id}): {error}") from error
         for i, row in enumerate(rows):
             statuses[row], gains[row] = int(result.status[i]), float(result.predicted_gain[i])
             if evidence:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import accumulate
 from typing import Any, Protocol, TypeAlias
 
 import torch
@@ -48,7 +49,7 @@ class RunOptions:
     """How `run_job` works through its images.
 
     Attributes:
-        num_workers: processes, this one among them, one a GPU where there are any, else sharing the CPU.
+        num_workers: processes, this one among them, one a GPU, or sharing the CPU.
         device: of the refiner; "cuda" if there is one, else "cpu", when None.
         update_boxes: let "bbox" and "area" of a record follow its mask, where it has them.
         resume: go on with what an earlier run of the same job finished.
@@ -79,11 +80,12 @@ def run_job(
 
     Raises:
         OSError: the journal or the weights cannot be opened.
-        ValueError: there are fewer GPUs than workers, the refiner cannot be built, or the journal is of another run.
+        ValueError: there are fewer GPUs than workers, the refiner cannot be built, the journal is of another run, or
+            was removed by one.
     """
     refiner = build_first(build_refiner, options)
-    journal.begin(fingerprint_of(refiner, job, update_boxes=options.update_boxes), resume=options.resume)
-    finished = journal.outcomes()
+    fingerprint = fingerprint_of(refiner, job, update_boxes=options.update_boxes)
+    finished = journal.begin(fingerprint, resume=options.resume)
     index, count = journal.shard
     tasks = [task for task in share(job.tasks, index - 1, count) if task.image_id not in finished]
     source = survey_job(refiner, job.tasks) if tasks else MaskSource()
@@ -94,12 +96,16 @@ def run_job(
 
 def build_first(build_refiner: BuildRefiner, options: RunOptions) -> PhoenixRefiner | CropRefiner:
     """The refiner of this process; errors as `run_job`, but for the journal's."""
-    if torch.cuda.is_available() and options.num_workers > max(torch.cuda.device_count(), 1):
-        raise ValueError(
-            f"{options.num_workers} workers exceed the GPUs of this machine, {torch.cuda.device_count()}: ask for "
-            "fewer, or hide the GPUs (CUDA_VISIBLE_DEVICES=) to work on the CPU."
-        )
-    return build_refiner(_device_of(0, options))
+    refiner = build_refiner(_device_of(0, options))
+    # refiners without a network run on the CPU, whatever the device
+    if _device(options).startswith("cuda") and not isinstance(refiner, CropRefiner):
+        num_gpus = torch.cuda.device_count() if _device(options) == "cuda" else 1
+        if options.num_workers > num_gpus:
+            raise ValueError(
+                f"{options.num_workers} workers would share {num_gpus} GPU(s): ask for fewer workers, or let them work "
+                "on the CPU (--device cpu)."
+            )
+    return refiner
 
 
 def run_tasks(
@@ -122,6 +128,9 @@ def run_tasks(
 
     Returns:
         All finished images by id.
+
+    Raises:
+        ValueError: another run of the same job ended meanwhile, and removed the journal.
     """
     try:
         if min(options.num_workers, len(tasks)) > 1:
@@ -134,7 +143,13 @@ def run_tasks(
     except BaseException:
         tqdm.write(f"Finished images are kept in {journal.folder}: go on with --resume.", file=sys.stderr)
         raise
-    return journal.outcomes()
+    outcomes = journal.outcomes()
+    if any(task.image_id not in outcomes for task in tasks):
+        raise ValueError(
+            f"{journal.folder} was removed meanwhile, as a run does that has written the output: if no other run of "
+            "the same job has, repeat the command."
+        )
+    return outcomes
 
 
 class _TaskQueue:
@@ -146,6 +161,7 @@ class _TaskQueue:
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         self._tasks = sorted(tasks, key=lambda task: -task.num_masks)
+        self._total_masks = [0, *accumulate(task.num_masks for task in self._tasks)]
         self._num_taken = multiprocessing.get_context("spawn").Value("q", 0)
 
     def __iter__(self) -> Iterator[Task]:
@@ -161,7 +177,9 @@ class _TaskQueue:
     @property
     def num_masks_taken(self) -> int:
         """Masks of the images that any process has taken."""
-        return sum(task.num_masks for task in self._tasks[: self._num_taken.value])
+        # at the end, every process takes a place beyond the last task
+        num_taken: int = self._num_taken.value
+        return self._total_masks[min(num_taken, len(self._tasks))]
 
 
 def _share_work(
@@ -210,8 +228,12 @@ def _work(
             file.append(refine(refiner, task))
 
 
+def _device(options: RunOptions) -> str:
+    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def _device_of(rank: int, options: RunOptions) -> str:
-    device = options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(options)
     return f"cuda:{rank}" if device == "cuda" and options.num_workers > 1 else device
 
 

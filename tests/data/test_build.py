@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.structures import BoxMode
 
 from phoenix_d2.data.build import build_test_loader, build_train_loader
 from phoenix_d2.data.datasets import register_folders, register_json
@@ -35,6 +36,27 @@ def test_another_seed_is_another_stream(cfg):
     first = first_batches(build_train_loader(cfg), 3)
     cfg.SEED = 2
     assert first_batches(build_train_loader(cfg), 3) != first
+
+
+def test_boxes_may_be_in_another_mode(cfg, drawn_folder):
+    cfg.MODEL.PHOENIX.DATA.OBJECT_CROP_PROB = 1.0
+    expected = first_batches(build_train_loader(cfg), 3)
+
+    def with_corners(annotation):
+        box = BoxMode.convert(annotation["bbox"], BoxMode.XYWH_ABS, BoxMode.XYXY_ABS)
+        return {**annotation, "bbox": box, "bbox_mode": BoxMode.XYXY_ABS}
+
+    DatasetCatalog.register(
+        "test_build_corners",
+        lambda: [
+            {**d, "annotations": [with_corners(a) for a in d["annotations"]]} for d in DatasetCatalog.get(drawn_folder)
+        ],
+    )
+    try:
+        cfg.DATASETS.TRAIN = ("test_build_corners",)
+        assert first_batches(build_train_loader(cfg), 3) == expected
+    finally:
+        DatasetCatalog.remove("test_build_corners")
 
 
 def test_images_without_anything_to_train_on_are_left_out(cfg, drawn_folder):

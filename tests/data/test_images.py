@@ -64,11 +64,16 @@ def test_the_cameras_orientation_is_applied(tmp_path: Path, orientation: int, up
     np.testing.assert_array_equal(read_image(path), upright)
 
 
-@pytest.mark.parametrize(("orientation", "size"), [(1, (6, 8)), (3, (6, 8)), (5, (8, 6)), (6, (8, 6)), (8, (8, 6))])
-def test_the_size_is_that_of_the_upright_image(tmp_path: Path, orientation: int, size: tuple[int, int]) -> None:
+@pytest.mark.parametrize(
+    ("orientation", "size"), [(1, (6, 8)), (3, (6, 8)), (5, (8, 6)), (6, (8, 6)), (8, (8, 6)), (9, (6, 8))]
+)
+@pytest.mark.parametrize("suffix", ["jpg", "tiff"])
+def test_the_size_is_that_of_the_upright_image(
+    tmp_path: Path, orientation: int, size: tuple[int, int], suffix: str
+) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
-    path = save(Image.fromarray(RGB), tmp_path / "image.jpg", exif=exif)
+    path = save(Image.fromarray(RGB), tmp_path / f"image.{suffix}", exif=exif)
     assert read_image_size(path) == read_image(path).shape[:2] == size
 
 

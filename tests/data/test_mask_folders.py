@@ -82,6 +82,15 @@ def test_a_folder_of_images_and_masks_is_a_dataset(drawn, tmp_path):
     assert len(samples) == NUM_PICTURES and all(sample["annotations"] for sample in samples)
 
 
+def test_names_in_a_list_may_have_blanks(drawn, tmp_path):
+    targets = lay_out(drawn, tmp_path / "images", tmp_path / "masks")
+    for path in (tmp_path / "images" / f"{min(targets)}.jpg", tmp_path / "masks" / f"{min(targets)}.png"):
+        path.rename(path.with_stem("old chair"))
+    (tmp_path / "list.txt").write_text("\nold chair.jpg \n\n")
+    (sample,) = load_mask_dataset(tmp_path / "images", tmp_path / "masks", list_file=tmp_path / "list.txt")
+    assert sample["image_id"] == "old chair"
+
+
 def test_an_empty_mask_has_no_annotation(drawn, tmp_path):
     targets = lay_out(drawn, tmp_path / "images", tmp_path / "masks")
     write_mask(tmp_path / "masks" / f"{min(targets)}.png", np.zeros((96, 128), bool))

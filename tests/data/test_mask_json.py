@@ -98,6 +98,8 @@ BAD_MASKS = {
     "two points": ([[0, 0, 5, 5]], r"at least 3 points.*found \[0, 0, 5, 5\]"),
     "odd polygon": ([[0, 0, 5, 5, 0, 5, 1]], "at least 3 points"),
     "NaN in polygon": ([[0, 0, 5, 5, 0, float("nan")]], "finite"),
+    "coordinate far out": ([[0, 0, 1e300, 5, 0, 5]], r"none beyond 100000 pixels, found 1e\+300"),
+    "coordinate of 400 digits": ([[0, 0, 5, 5, 0, -(10**400)]], "none beyond 100000 pixels, found -1000"),
     "neither": ("mask.png", "list of polygons or an RLE dict"),
     "size of another image": ({"size": [8, 6], "counts": [48]}, "8 x 6 .* its image is 6 x 8. Resize"),
     "size missing": ({"counts": [48]}, r"size must be \[height, width\]"),
@@ -141,6 +143,14 @@ BAD_ANNOTATION_FILES = {
         {**dataset(), "images": [{"id": 1, "width": 8}]},
         r"image 0 \(counted from 0\): 'height' missing",
     ),
+    "height in words": (
+        {**dataset(), "images": [{"id": 1, "height": "6", "width": 8}]},
+        "image id 1: 'height' must be a positive whole number, found '6'",
+    ),
+    "no width": ({**dataset(), "images": [{"id": 1, "height": 6.0, "width": 0}]}, "'width' must be .* found 0"),
+    "a list for an id": (dataset(annotation(id=[7])), r"'id' must be a number or a string, found \[7\]"),
+    "image id of another type": (dataset(annotation(image_id="1")), r"\(image '1'\): no such image .* It has 1: write"),
+    "unknown category": (dataset(annotation(category_id=5)), "category id 5 is not among the 1 categories"),
     "annotation without id": (dataset({"image_id": 1}), r"annotation 0 \(counted from 0\): 'id' missing"),
     "annotation without mask": (dataset({"id": 7, "image_id": 1}), "id 7: 'category_id', 'segmentation' missing"),
     "no record": (dataset("annotation"), "'id' missing"),
@@ -151,7 +161,7 @@ BAD_ANNOTATION_FILES = {
 @pytest.mark.parametrize(("data", "message"), BAD_ANNOTATION_FILES.values(), ids=BAD_ANNOTATION_FILES.keys())
 def test_bad_annotation_files(write, data, message):
     with pytest.raises(ValueError, match=rf"masks.json: .*{message}"):
-        load_annotations(write(data))
+        load_annotations(write(data), check_categories=True)
 
 
 BAD_RESULT_FILES = {
@@ -165,6 +175,7 @@ BAD_RESULT_FILES = {
     "score in words": ([result(score="high")], "found 'high'"),
     "unknown image": ([result(image_id=9)], "result 0 .*no such image among the 2 images"),
     "unknown category": ([result(category_id=5)], "result 0 .*category id 5 is not among the 1 categories"),
+    "a list for an annotation": ([result(gt_id=[7])], r"'gt_id' must be a number or a string, found \[7\]"),
     "unknown annotation": ([result(gt_id=5)], "result 0 .*gt_id 5 is no annotation of image 1"),
     "annotation of another image": ([result(image_id=2, gt_id=7)], "gt_id 7 is no annotation of image 2"),
 }

@@ -43,6 +43,7 @@ def test_good_cues_pass():
         ({"point_coords": [[1, 2]], "point_labels": [2]}, "point_labels"),
         ({"point_coords": [[1, 2]], "point_labels": [1, 1]}, "point_labels"),
         ({"point_labels": [1]}, "point_labels"),
+        ({"point_coords": [[1, 2]], "point_labels": [[1]]}, "point_labels"),
         ({"prompt_box": [1, 2, 3]}, "prompt_box"),
         ({"prompt_box": [1, 2, 0, 4]}, "neither side 0"),
         ({"prompt_box": [60, 2, 3, 4]}, "outside the image"),

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from phoenix_d2.config import load_config
+from phoenix_d2.engine import ablation as engine
 from phoenix_d2.engine.ablation import Ablation, _with, prepare_inputs, read_ablation
 from phoenix_d2.modeling.build import build_noise_sampler
 from phoenix_d2.perturbation import get_degradation
@@ -72,6 +76,22 @@ def test_files_that_say_something_else(write, text, message):
 def test_an_ablation_that_there_is_not():
     with pytest.raises(FileNotFoundError, match=r"ablations/noise_cmrl\.yaml"):
         read_ablation("ablations/noise.yaml")
+
+
+@pytest.mark.parametrize(("trained_on", "seconds"), [("cpu", 2.0), ("cuda:0", 30.0)])
+def test_time_on_a_gpu_is_that_on_the_wall(monkeypatch, trained_on, seconds):
+    processor, wall = itertools.count(step=2), itertools.count(step=30)
+    synchronized = []
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda: synchronized.append(True))
+    monkeypatch.setattr(
+        engine, "time", SimpleNamespace(process_time=lambda: next(processor), perf_counter=lambda: next(wall))
+    )
+    clock = engine.StepTime()
+    clock.trainer = SimpleNamespace(cfg=SimpleNamespace(MODEL=SimpleNamespace(DEVICE=trained_on)))
+    clock.before_step()
+    clock.after_step()
+    assert clock.seconds == clock.first_step == seconds
+    assert len(synchronized) == (2 if trained_on == "cuda:0" else 0)
 
 
 def test_nothing_to_evaluate_on(drawn_folder, tmp_path):

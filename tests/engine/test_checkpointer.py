@@ -59,6 +59,14 @@ def test_a_published_refiner_starts_a_run(build, tmp_path):
     assert same_weights(model.refiner, other.refiner)
 
 
+def test_weights_of_the_package_start_a_run_by_name(build, tmp_path, monkeypatch):
+    model, other = build(0), build(1)
+    save_refiner(model.refiner, tmp_path / "packaged.safetensors", dtype=torch.float32)
+    monkeypatch.setattr("phoenix_d2.sam.pretrained.WEIGHTS_DIR", tmp_path)
+    RefinerCheckpointer(other).load("packaged")
+    assert same_weights(model.refiner, other.refiner)
+
+
 def test_a_pre_trained_decoder_starts_a_run_though_it_has_no_projector(build, cfg, tmp_path):
     cfg.MODEL.META_ARCHITECTURE = "PromptableDecoder"
     pretrained = build(1)
@@ -152,7 +160,7 @@ def test_a_kill_while_saving_leaves_the_checkpoint_before(build, tmp_path, monke
     assert checkpointer.get_checkpoint_file() == path
     checkpointer.resume_or_load("", resume=True)
     assert same_weights(model, other)
-    assert not (tmp_path / "second.pth").exists()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["first.pth", "last_checkpoint"]
 
 
 def test_a_kill_between_checkpoint_and_note_leaves_the_note_before(build, tmp_path, monkeypatch):

@@ -75,7 +75,9 @@ def test_a_run_reports_evaluates_and_draws(cfg, drawn_folder, caplog):
     caplog.set_level(logging.INFO, logger="phoenix_d2")
     cfg.DATASETS.TEST = (drawn_folder,)
     cfg.SOLVER.MAX_ITER = 4
-    cfg.TEST.EVAL_PERIOD = 2
+    cfg.SOLVER.CHECKPOINT_PERIOD = 2
+    # at the end
+    cfg.TEST.EVAL_PERIOD = 0
     cfg.TEST.EXPECTED_RESULTS = [["coarse_segm", "AP", 50.0, 50.0]]
     trainer, _ = train(cfg)
     assert set(trainer._last_eval_results) >= {"coarse_segm", "coarse_boundary", "segm", "boundary"}

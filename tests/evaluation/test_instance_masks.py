@@ -185,6 +185,20 @@ def test_image_ids_may_be_strings(dataset, prediction, square):
     assert evaluate_masks(annotations, results)["segm"]["AP"] == pytest.approx(100)
 
 
+def test_image_ids_may_be_of_both_kinds(dataset, prediction, square):
+    data = dataset([(1, 1, square(10))])
+    data["images"][1]["id"] = "two"
+    assert evaluate_masks(data, [prediction(1, 1, square(10))])["segm"]["AP"] == pytest.approx(100)
+
+
+def test_category_ids_are_numbers_unless_all_count_as_one(dataset, prediction, square):
+    data, results = dataset([(1, "car", square(10))]), [prediction(1, "car", square(10))]
+    data["categories"][0]["id"] = "car"
+    with pytest.raises(ValueError, match="Category ids must be numbers, found 'car'"):
+        evaluate_masks(data, results)
+    assert evaluate_masks(data, results, class_agnostic=True)["segm"]["AP"] == pytest.approx(100)
+
+
 def test_boxes_and_areas_are_optional(dataset, prediction, square):
     annotations = dataset([(1, 1, square(10))])
     del annotations["annotations"][0]["area"], annotations["annotations"][0]["bbox"]

@@ -96,11 +96,30 @@ def test_finished_changes_nothing_but_what_it_is_told(dataset):
     expected["annotations"][4] |= {**new, "bbox": [1, 2, 3, 4]}
     assert json.dumps(after) == json.dumps(expected)
     assert job.summary(outcomes).splitlines() == [
-        "6 masks in 2 images: 2 refined, 4 kept (1 empty, 2 image could not be read, 1 crowd)",
+        "6 masks in 2 images: 2 refined, 4 kept (1 empty, 2 of unreadable images, 1 crowd)",
         "1 image(s) could not be read:",
         "  b.png cannot be read",
         "0.60 s an image, 200 ms a mask",
     ]
+
+
+def test_time_and_a_hint_where_no_mask_was_refined(dataset):
+    job = plan_job(dataset.path, image_folder=dataset.folder)
+    rejected = int(RefinementStatus.KEPT_REJECTED)
+    outcomes = {
+        task.image_id: ImageOutcome(task.image_id, [None] * task.num_masks, [rejected] * task.num_masks, None, 0.5)
+        for task in job.tasks
+    }
+    _, hint, times = job.summary(outcomes).splitlines()
+    assert "--gate off" in hint and times == "0.50 s an image, 200 ms a mask"
+
+
+def test_a_shard_names_what_it_could_not_read(dataset):
+    job = plan_job(dataset.path, image_folder=dataset.folder)
+    outcomes = {1: ImageOutcome(1, [None] * 3, [], "a.png cannot be read", 0.5), 2: ImageOutcome(2, [], [], None, 0.5)}
+    line, unread, name = job.progress(outcomes).splitlines()
+    assert line.startswith("1 of 2 images are finished") and name == "  a.png cannot be read"
+    assert unread == "1 image(s) could not be read (repair them, as --resume tries them again):"
 
 
 def test_a_file_without_masks_is_a_job_too(dataset):

@@ -16,6 +16,10 @@ def outcome(image_id):
     )
 
 
+def failure(image_id):
+    return ImageOutcome(image_id, [None], [], "cannot be read", 0.5, [], [])
+
+
 @pytest.fixture
 def journal(tmp_path):
     journal = Journal(tmp_path / "new" / "refined.json")
@@ -57,12 +61,23 @@ def test_a_torn_line_is_ignored_and_never_appended_to(journal):
     assert journal.outcomes() == {1: outcome(1), 2: outcome(2)}
 
 
+def test_images_that_could_not_be_read_are_tried_again(journal, tmp_path):
+    shard = Journal(tmp_path / "new" / "refined.json", shard=(1, 2))
+    shard.begin(FINGERPRINT, resume=False)
+    # its file comes behind that of the whole job
+    with shard.file(0) as file:
+        file.append(failure(1))
+    assert journal.begin(FINGERPRINT, resume=False) == {}
+    assert journal.outcomes() == {1: failure(1)}
+    write(journal, 1)
+    assert journal.outcomes() == {1: outcome(1)}
+
+
 def test_resume_wants_to_be_asked_for(journal):
     write(journal, 1, 2)
     with pytest.raises(ValueError, match=r"refined\.json\.partial holds 2 images .* --resume, or remove"):
         journal.begin(FINGERPRINT, resume=False)
-    journal.begin(FINGERPRINT, resume=True)
-    assert len(journal.outcomes()) == 2
+    assert list(journal.begin(FINGERPRINT, resume=True)) == [1, 2]
 
 
 def test_another_job_cannot_go_on(journal):
@@ -85,8 +100,7 @@ def test_shards_share_a_folder_and_protect_their_own(journal, tmp_path):
         shards[0].begin(FINGERPRINT, resume=False)
     with pytest.raises(ValueError, match=r"holds 2 images .* --resume"):
         journal.begin(FINGERPRINT, resume=False)
-    journal.begin(FINGERPRINT, resume=True)
-    assert list(journal.outcomes()) == [1, 2]
+    assert list(journal.begin(FINGERPRINT, resume=True)) == [1, 2]
 
 
 def test_a_shard_of_another_job_is_found_whenever_it_started(journal, tmp_path):

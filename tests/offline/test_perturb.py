@@ -58,7 +58,7 @@ def test_masks_come_back_from_their_frames(network, image, masks):
 def test_noise_is_as_strong_as_asked(network, image, masks):
     noisy, result = perturb(network, image, masks, replace(SAMPLER, iou_range=(0.6, 0.6), morphology_prob=1.0))
     assert ((result.iou[:3] >= 0.6) & (result.iou[:3] < 0.7)).all()
-    assert ((mask_iou(noisy, masks)[:3] - result.iou[:3]).abs() < 0.08).all()
+    assert ((mask_iou(noisy, masks)[:3] - result.iou[:3]).abs() < 0.1).all()
 
 
 def test_every_mask_is_attacked_but_the_empty_one(network, image, masks):

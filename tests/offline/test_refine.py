@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from phoenix_d2.data.mask_json import decode_segmentation
 from phoenix_d2.evidence import MaskSource
@@ -58,6 +59,12 @@ def test_an_unreadable_image_leaves_its_masks(refiner, tasks):
     assert "a.png cannot be read as an image" in outcome.error
     path.unlink()
     assert "a.png" in refine_image(refiner, tasks[0]).error
+
+
+def test_an_image_of_another_size_is_named(refiner, tasks):
+    Image.fromarray(np.zeros((20, 30, 3), np.uint8)).save(tasks[0].path)
+    with pytest.raises(ValueError, match=r"a\.png \(image id 1\): the mask is 40 x 60 .* its image is 20 x 30"):
+        refine_image(refiner, tasks[0])
 
 
 def test_cues_reach_the_refiner_and_masks_without_any_keep_to_themselves(refiner, tasks):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import multiprocessing
+import shutil
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 from phoenix_d2.baselines import build_refiner
+from phoenix_d2.baselines.morphology import Morphology
 from phoenix_d2.offline import run as run_module
 from phoenix_d2.offline.job import ImageOutcome, plan_job
 from phoenix_d2.offline.journal import Journal
-from phoenix_d2.offline.run import RunOptions, _TaskQueue, run_job, run_tasks
+from phoenix_d2.offline.run import RunOptions, _TaskQueue, build_first, run_job, run_tasks
 
 
 def morphology(device):
@@ -82,7 +86,7 @@ def test_processes_take_every_image_once_and_the_large_ones_first(dataset):
     assert queue.num_masks_taken == 0
     assert next(one).image_id == 1 and queue.num_masks_taken == 3
     assert next(other).image_id == 2 and queue.num_masks_taken == 5
-    assert [*one, *other] == []
+    assert [*one, *other] == [] and queue.num_masks_taken == 5
 
 
 def test_each_outcome_is_kept_before_the_next_image(dataset, tmp_path):
@@ -96,6 +100,35 @@ def test_each_outcome_is_kept_before_the_next_image(dataset, tmp_path):
     tasks = plan_job(dataset.path, image_folder=dataset.folder).tasks
     assert list(run_tasks(tasks, journal, refine, None, morphology, RunOptions(device="cpu"))) == [1, 2]
     assert num_kept == [0, 1]
+
+
+def test_the_end_of_another_run_is_noticed(run, tmp_path, monkeypatch):
+    def refine_image(refiner, task, **options):
+        shutil.rmtree(tmp_path / "refined.json.partial", ignore_errors=True)
+        return ImageOutcome(task.image_id, [None] * task.num_masks, [], None, 0.0)
+
+    monkeypatch.setattr(run_module, "refine_image", refine_image)
+    with pytest.raises(ValueError, match=r"refined\.json\.partial was removed meanwhile"):
+        run()
+
+
+@pytest.mark.parametrize(
+    ("refiner", "asked_for", "num_workers", "refused"),
+    [
+        ("network", None, 2, True),
+        ("network", None, 1, False),
+        ("network", "cuda:0", 2, True),
+        ("network", "cpu", 2, False),
+        ("morphology", None, 2, False),
+    ],
+)
+def test_workers_do_not_share_a_gpu(monkeypatch, refiner, asked_for, num_workers, refused):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    options = RunOptions(device=asked_for, num_workers=num_workers)
+    build = {"network": object, "morphology": Morphology}[refiner]
+    with pytest.raises(ValueError, match=r"2 workers .* 1 GPU.*--device cpu") if refused else nullcontext():
+        build_first(lambda device: build(), options)
 
 
 @pytest.mark.slow

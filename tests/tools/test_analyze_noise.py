@@ -81,6 +81,13 @@ def test_analyze(run, annotations, drawn_folder, tmp_path):
         run("analyze_noise.py", *arguments, "--output", output, "--results", coarse)
 
 
+def test_crowds_are_nothing_to_measure(run, annotations, drawn_folder, tmp_path):
+    crowds = [annotation | {"iscrowd": 1} for annotation in annotations["annotations"]]
+    (tmp_path / "instances.json").write_text(json.dumps(annotations | {"annotations": crowds}))
+    with pytest.raises(SystemExit, match="has no masks, or only crowds"):
+        run("analyze_noise.py", "--data", tmp_path, "--output", tmp_path / "noise")
+
+
 def test_degrade(run, annotations, drawn_folder, tmp_path, capsys):
     data, output = Path(drawn_folder), tmp_path / "coarse.json"
     arguments = ("--annotations", data / "instances.json", "--output", output, "--kind", "adversarial")

@@ -12,7 +12,7 @@ import pytest
 from phoenix_d2.baselines.morphology import Morphology
 from phoenix_d2.data.datasets.drawn import draw_dataset
 from phoenix_d2.data.degrade import degrade_annotations
-from phoenix_d2.data.mask_json import load_annotations, load_results
+from phoenix_d2.data.mask_json import draw_images, load_annotations, load_results
 from phoenix_d2.offline import compare
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_refiners.py"
@@ -137,6 +137,21 @@ def test_results_without_pairs_are_explained(case, folder, tmp_path):
     del masks[0]["gt_id"]
     (other / "coarse_polygon.json").write_text(json.dumps(masks))
     assert "coarse_polygon.json: Result 0 (counted from 0) has no 'gt_id'" in case.error(data=("--data", other))
+
+
+def test_images_without_a_mask_are_explained(case, folder, tmp_path):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "images").symlink_to(folder / "images")
+    truth = load_annotations(folder / "instances.json")
+    drawn = draw_images(truth, 1)["images"][0]["id"]
+    of_others = [a for a in truth["annotations"] if a["image_id"] != drawn]
+    (other / "instances.json").write_text(json.dumps({**truth, "annotations": of_others}))
+    masks = [mask for mask in load_results(folder / "coarse_polygon.json") if mask["image_id"] != drawn]
+    (other / "coarse_polygon.json").write_text(json.dumps(masks))
+    for data, name in (("--data", "polygon"), ("--degrade", "mask_head-")):
+        message = case.error("--max-images", "1", "--kinds", "mask_head", data=(data, other))
+        assert f"'other/{name}" in message and "no mask in the 1 images that were drawn: raise" in message
 
 
 def test_wrong_use_is_explained(case, folder):

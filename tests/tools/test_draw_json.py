@@ -18,6 +18,28 @@ def run(tool: str, *arguments: str | Path) -> None:
     runpy.run_path(str(TOOLS / tool))["main"](list(map(str, arguments)))
 
 
+def test_the_ground_truth_is_not_replaced(tmp_path: Path) -> None:
+    annotations = draw_dataset(tmp_path / "data", num_images=1, image_size=(96, 128)).annotation_file
+    before = annotations.read_bytes()
+    with pytest.raises(SystemExit, match="is also read: write to another file"):
+        run("degrade_json.py", "--annotations", annotations, "--output", annotations)
+    assert annotations.read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("tool", "option", "value"),
+    [("draw_json.py", "--num", "0"), ("draw_json.py", "--columns", "-1"), ("degrade_json.py", "--seed", "-1")],
+)
+def test_numbers_that_make_no_sense(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], tool: str, option: str, value: str
+) -> None:
+    files = ["--annotations", "a.json", "--output", str(tmp_path / "out")]
+    files += ["--images", ".", "--results", "b.json"] if tool == "draw_json.py" else []
+    with pytest.raises(SystemExit, match="2"):
+        run(tool, *files, option, value)
+    assert f"{option}" in (errors := capsys.readouterr().err) and "expected at least" in errors
+
+
 def test_degrade_and_draw(tmp_path: Path) -> None:
     data = tmp_path / "data"
     draw_dataset(data, num_images=3, image_size=(96, 128), seed=0)

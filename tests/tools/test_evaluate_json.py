@@ -137,6 +137,24 @@ def test_files_of_one_name_keep_their_folders(truth, write):
     assert list(table(completed.stdout)) == [str(path) for path in paths]
 
 
+def test_what_is_read_is_not_replaced(truth, write):
+    results = write("a.json", [result(10)])
+    for read in (truth, results):
+        before = read.read_bytes()
+        completed = run("--annotations", truth, "--results", results, "--output", read)
+        assert completed.stderr.startswith(f"error: --output {read} is also read"), completed.stderr
+        assert read.read_bytes() == before
+
+
+def test_ground_truth_of_an_unknown_category_is_not_left_out(truth, write):
+    data = json.loads(truth.read_text())
+    data["annotations"].append({**data["annotations"][0], "id": 6, "category_id": 80})
+    truth.write_text(json.dumps(data))
+    arguments = ("--annotations", truth, "--results", write("a.json", [result(10)]))
+    assert re.search(r"^error: .*annotation id 6 .*category id 80 is not among", run(*arguments).stderr)
+    assert run(*arguments, "--class-agnostic").returncode == 0
+
+
 BAD_RESULTS = {
     "neither": ({"images": []}, "expected an annotation file"),
     "NaN score": ([result(10, score=float("nan"))], "result 0 .*score must be a finite number"),

@@ -65,6 +65,9 @@ def test_a_killed_run_goes_on(tool, arguments, tmp_path, capsys, monkeypatch):
     assert entries and all((tmp_path / "data" / entry[key]).is_file() for entry in entries for key in keys)
     assert f"{len(entries)} masks, IoU" in capsys.readouterr().out
     assert not list((tmp_path / "data").glob("*.partial"))
+    for flags in ([], ["--resume"]):
+        with pytest.raises(SystemExit, match=r"data.drawn exists: give another --name"):
+            tool.main([*arguments, *flags])
 
 
 def test_a_name_that_is_no_folder(tool, arguments):

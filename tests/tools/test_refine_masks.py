@@ -79,6 +79,9 @@ def test_a_stopped_run_goes_on(folders, monkeypatch):
         refine_masks(folders)
     assert not (folders / "out").exists()
     assert "holds 2 images" in error(folders)
+    # what a kill leaves while masks are written
+    (folders / "out.partial" / "masks").mkdir()
+    (folders / "out.partial" / "masks" / ".0.png.1.tmp").write_bytes(b"half")
     refine_masks(folders, "--resume")
     assert seen == ["0", "1", "2", "2"] and len(list((folders / "out").iterdir())) == 3
 

@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 
 from phoenix_d2.config import load_config
+from phoenix_d2.sam.build import build_refiner
+from phoenix_d2.sam.checkpoint import save_refiner
 
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "train_net.py"
@@ -52,6 +54,14 @@ def run(tool, cfg, drawn_folder, restored_loggers):
     return run_tool
 
 
+@pytest.fixture
+def weights(test_encoder, tmp_path):
+    """Of a decoder that learned nothing."""
+    path = tmp_path / "random.safetensors"
+    save_refiner(build_refiner("test"), path)
+    return str(path)
+
+
 def test_help_needs_neither_torch_nor_detectron2():
     command = [sys.executable, "-c", LAUNCHER, str(TOOL), "--help"]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "COLUMNS": "120"}, check=False)
@@ -82,17 +92,18 @@ def test_resuming_goes_on_where_the_run_stopped(run, cfg, caplog):
 
 
 @pytest.mark.parametrize(("value", "fails"), [(50.0, False), (1000.0, True)])
-def test_expected_results_are_checked(run, value, fails):
-    arguments = ("--eval-only", "TEST.EXPECTED_RESULTS", f"[['coarse_segm', 'AP', {value}, 50.0]]")
+def test_expected_results_are_checked(run, weights, value, fails):
+    expected = f"[['coarse_segm', 'AP', {value}, 50.0]]"
+    arguments = ("--eval-only", "MODEL.WEIGHTS", weights, "TEST.EXPECTED_RESULTS", expected)
     if fails:
-        with pytest.raises(SystemExit):
+        with pytest.raises(SystemExit, match="1"):
             run(*arguments)
     else:
         assert run(*arguments)
 
 
-def test_the_config_of_the_run_is_kept(run, cfg):
-    run("--eval-only")
+def test_the_config_of_the_run_is_kept(run, cfg, weights):
+    run("--eval-only", "MODEL.WEIGHTS", weights)
     kept = load_config(str(Path(cfg.OUTPUT_DIR, "config.yaml")))
     assert kept.MODEL.PHOENIX.ENCODER.NAME == "test"
 
@@ -110,6 +121,65 @@ def test_what_a_user_can_help_is_said_in_a_line(run, arguments, message):
     for flags in ((), ("--eval-only",)):
         with pytest.raises(SystemExit, match=f"^error: .*{message}"):
             run(*flags, *arguments)
+
+
+@pytest.mark.parametrize("flags", [(), ("--resume",)])
+def test_evaluation_wants_weights(run, flags):
+    with pytest.raises(SystemExit, match=r"^error: --eval-only has no weights.* set MODEL.WEIGHTS"):
+        run("--eval-only", *flags)
+
+
+def test_a_folder_is_checked_before_training(run, drawn_folder, tmp_path):
+    def fails(message, **changes):
+        (tmp_path / "instances.json").write_text(json.dumps({**data, **changes}))
+        with pytest.raises(SystemExit, match=rf"(?s)^error: .*{message}"):
+            run("DATASETS.TRAIN", f"('{tmp_path}',)", "DATASETS.TEST", "()")
+
+    data = json.loads(Path(drawn_folder, "instances.json").read_text())
+    (tmp_path / "images").symlink_to(Path(drawn_folder, "images"))
+    image, annotation = data["images"][0], data["annotations"][0]
+    fails(r"'annotations' and 'categories'; annotations not found", annotations=None)
+    fails("at least 3 points", annotations=[{**annotation, "segmentation": [[1, 2]]}])
+    fails("category id 99 is not among the", annotations=[{**annotation, "category_id": 99}])
+    fails(
+        r"missing.*Check that .*images is the folder", images=[*data["images"], {**image, "id": 99, "file_name": "x"}]
+    )
+    fails(r"is 96 x 128 .* in the JSON 48 x 128", images=[{**image, "height": 48}], annotations=[])
+    fails("takes numbers alone as ids, found 'a': number the images", images=[{**image, "id": "a"}], annotations=[])
+    fails("No annotation of .* can be trained on: there are none", annotations=[])
+
+
+def test_annotations_need_no_boxes(run, weights, drawn_folder, tmp_path):
+    data = json.loads(Path(drawn_folder, "instances.json").read_text())
+    for annotation in data["annotations"]:
+        for key in ("bbox", "area", "iscrowd"):
+            del annotation[key]
+    (tmp_path / "images").symlink_to(Path(drawn_folder, "images"))
+    (tmp_path / "instances.json").write_text(json.dumps(data))
+    options = ("--eval-only", "MODEL.WEIGHTS", weights)
+    without = run(*options, "DATASETS.TEST", f"('{tmp_path}',)")
+    assert str(without) == str(run(*options))
+    run("DATASETS.TRAIN", f"('{tmp_path}',)", "DATASETS.TEST", "()", "SOLVER.MAX_ITER", "1")
+
+
+def test_self_supervision_asks_for_images_alone(tool, cfg, drawn_folder, restored_loggers):
+    options = {
+        "MODEL.PHOENIX.ENCODER.NAME": "test",
+        "MODEL.PHOENIX.ENCODER.WEIGHTS": "",
+        "MODEL.PHOENIX.PERTURBATION.NUM_EMBEDDINGS": 4,
+        "MODEL.PHOENIX.PERTURBATION.MAX_STEPS": 2,
+        # random weights are sure of nothing
+        "MODEL.PHOENIX.PSEUDO.MIN_IOU": 0.0,
+        "DATASETS.TRAIN": (f"{drawn_folder}/images",),
+        "DATALOADER.NUM_WORKERS": 0,
+        "SOLVER.AMP.ENABLED": False,
+        "SOLVER.IMS_PER_BATCH": 2,
+        "SOLVER.MAX_ITER": 1,
+        "OUTPUT_DIR": cfg.OUTPUT_DIR,
+    }
+    overrides = [str(part) for pair in options.items() for part in pair]
+    tool["main"](tool["get_parser"]().parse_args(["--config", "phoenix_selfsup.yaml", *overrides]))
+    assert Path(cfg.OUTPUT_DIR, "model_final.pth").is_file()
 
 
 def test_a_config_that_there_is_not(run):

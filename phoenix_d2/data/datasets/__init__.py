@@ -14,7 +14,8 @@ from detectron2.structures import BoxMode
 
 from phoenix_d2.data.datasets.binary import PUBLISHED, MaskFolders
 from phoenix_d2.data.datasets.image_folder import load_image_folder
-from phoenix_d2.data.images import find_images
+from phoenix_d2.data.images import check_images, find_images
+from phoenix_d2.data.mask_json import complete_annotation, image_file_name, image_sizes, load_annotations
 
 # beyond what Detectron2 keeps of an annotation: its id pairs it with a model's mask of it
 _EXTRA_KEYS = ["id", "area"]
@@ -27,9 +28,12 @@ def register_folders(names: Iterable[str]) -> None:
     `DATASETS.TRAIN` and `DATASETS.TEST` may name folders directly. Images alone do for training towards targets that
     the decoder finds itself (`MODEL.PHOENIX.TARGET` "pseudo").
 
+    An annotation file in a folder is checked whole, and its images are.
+
     Raises:
         FileNotFoundError: a name is registered, and its annotation file is missing.
-        ValueError: a name is neither registered nor such a folder.
+        ValueError: a name is neither registered nor such a folder, its annotation file is malformed, or images of it
+            are missing or of another size.
     """
     for name in names:
         if name in DatasetCatalog:
@@ -37,6 +41,7 @@ def register_folders(names: Iterable[str]) -> None:
             continue
         folder = Path(name)
         if (folder / "instances.json").is_file():
+            _check_folder(folder)
             register_json(name, str(folder / "instances.json"), str(folder / "images"))
         elif (folder / "images").is_dir() and (folder / "masks").is_dir():
             register_masks(name, MaskFolders("images", "masks"), folder)
@@ -59,8 +64,22 @@ def _check_annotations(name: str) -> None:
         )
 
 
+def _check_folder(folder: Path) -> None:
+    """Find out before training what is wrong with a user's own files, in which anything may be."""
+    file, image_folder = folder / "instances.json", folder / "images"
+    data = load_annotations(file, check_categories=True)
+    for key in ("images", "annotations", "categories"):
+        if strings := [record["id"] for record in data[key] if isinstance(record["id"], str)]:
+            raise ValueError(f"{file}: Detectron2 takes numbers alone as ids, found {strings[0]!r}: number the {key}.")
+    sizes = image_sizes(data)
+    images = ((image["id"], image_folder / image_file_name(image), sizes[image["id"]]) for image in data["images"])
+    check_images(images, image_folder)
+
+
 def register_json(name: str, json_file: str, image_root: str, *, evaluator_type: str = "coco") -> None:
     """Register a COCO-style JSON (LVIS' is one) under a name; annotations keep their "id" and "area".
+
+    What annotations lack of "bbox", "area" and "iscrowd" comes from their masks.
 
     Args:
         name: to be used in `DATASETS`.
@@ -68,10 +87,16 @@ def register_json(name: str, json_file: str, image_root: str, *, evaluator_type:
         image_root: folder that the JSON's `file_name` are relative to.
         evaluator_type: "coco" or "lvis", the protocol of `tools/train_net.py --eval-only`.
     """
-    DatasetCatalog.register(
-        name, lambda: load_coco_json(json_file, image_root, name, extra_annotation_keys=_EXTRA_KEYS)
-    )
+    DatasetCatalog.register(name, partial(_load_json, json_file, image_root, name))
     MetadataCatalog.get(name).set(json_file=json_file, image_root=image_root, evaluator_type=evaluator_type)
+
+
+def _load_json(json_file: str, image_root: str, name: str) -> list[dict[str, Any]]:
+    samples: list[dict[str, Any]] = load_coco_json(json_file, image_root, name, extra_annotation_keys=_EXTRA_KEYS)
+    for sample in samples:
+        for annotation in sample["annotations"]:
+            complete_annotation(annotation, (sample["height"], sample["width"]))
+    return samples
 
 
 def register_masks(name: str, folders: MaskFolders, root: str | Path) -> None:

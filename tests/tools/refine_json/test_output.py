@@ -63,7 +63,7 @@ def test_a_truncated_jpeg_is_named_and_its_masks_kept(case, drawn, results, refe
         assert new == (old if old["image_id"] == 2 else whole)
     output = capsys.readouterr().out
     count = sum(record["image_id"] == 2 for record in results)
-    assert f"{count} image could not be read" in output
+    assert f"{count} of unreadable images" in output
     assert re.search(rf"1 image\(s\) could not be read:\n.*{cut.name} cannot be read as an image", output)
 
 
