@@ -45,7 +45,7 @@ EVIDENCE = (
 _EDGE_FLOOR = 0.05
 
 ENOUGH_MASKS = 200
-"""Masks of a source beyond which a gate hardly becomes more familiar with it (0.95, see `gate.PRIOR_MASKS`)."""
+"""Masks of a source beyond which a gate hardly becomes more familiar with it (0.98, see `gate.PRIOR_MASKS`)."""
 
 
 def edge_strength(images: Tensor, valid: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """Calibrate a gate: refine labelled masks, see what each gains, fit the gate, and say what it would have decided.
 
-A gate meets masks of sources that it knows well or hardly at all (see `evidence.MaskSource`): it is fitted, and judged,
-with each set as the source that it is, with each image for itself, and with each mask for itself.
+A gate is fitted with each set as the source that it is (see `evidence.MaskSource`). It meets masks of sources that it
+knows well or hardly at all: it is judged with each set as a source, with each image for itself, and with each mask.
 
 The quality of a mask is the mean of its IoU and its Boundary IoU (band of 2 % of the image diagonal) with the target,
 in the image frame: the first is what large mistakes cost, the second what blurred outlines cost.
