@@ -33,7 +33,8 @@ class UserCues:
         """Cues for `num_masks` masks; points without labels lie on the object.
 
         Raises:
-            ValueError: shapes do not fit the masks or one another, a label is unknown, or a box empty.
+            ValueError: shapes do not fit the masks or one another, a label is unknown, a coordinate not finite, or a
+                box empty.
         """
         n = num_masks
         if points is not None and (points.ndim != 3 or points.shape[0] != n or points.shape[2] != 2):
@@ -47,8 +48,10 @@ class UserCues:
             if boxes.shape != (n, 4):
                 raise ValueError(f"Expected boxes of shape ({n}, 4), got {tuple(boxes.shape)}.")
             _check_boxes(boxes)
-        if points is not None and point_labels is None:
-            point_labels = torch.full(points.shape[:2], int(PointLabel.FOREGROUND))
+        if points is not None:
+            if point_labels is None:
+                point_labels = torch.full(points.shape[:2], int(PointLabel.FOREGROUND))
+            _check_finite(points[point_labels != PointLabel.PADDING], "Points")
         return cls(
             None if points is None else points.to(torch.float32),
             point_labels,
@@ -97,7 +100,14 @@ def _check_labels(labels: Tensor) -> None:
         )
 
 
+def _check_finite(coords: Tensor, what: str) -> None:
+    wrong = coords[~coords.isfinite().all(dim=1)]
+    if len(wrong):
+        raise ValueError(f"{what} {wrong.tolist()} are not finite: give coordinates in pixels of the image.")
+
+
 def _check_boxes(boxes: Tensor) -> None:
+    _check_finite(boxes, "Boxes")
     empty = ~(boxes[:, :2] < boxes[:, 2:]).all(dim=1)
     if empty.any():
         raise ValueError(f"Boxes {boxes[empty].tolist()} are empty: give (x0, y0, x1, y1) with x0 < x1 and y0 < y1.")

@@ -207,6 +207,8 @@ MASKS = rectangles((48, 64), (10, 10, 40, 40), (20, 10, 50, 40))
         ({"points": torch.zeros(2, 4, 3)}, r"\(2, K, 2\)"),
         ({"points": torch.zeros(2, 4, 2), "point_labels": torch.ones(2, 3)}, r"\(2, 4\)"),
         ({"points": torch.zeros(2, 1, 2), "point_labels": torch.full((2, 1), 2)}, "1 .on the object."),
+        ({"points": torch.full((2, 1, 2), torch.nan)}, r"Points \[\[nan, nan\], \[nan, nan\]\] are not finite"),
+        ({"boxes": torch.tensor([[0, 0, 9.0, torch.inf]] * 2)}, r"Boxes .*inf.* are not finite"),
         ({"point_labels": torch.ones(2, 3)}, "one label a point"),
         ({"boxes": torch.zeros(4)}, r"\(2, 4\)"),
         ({"boxes": torch.tensor([[4.0, 4.0, 4.0, 9.0]] * 2)}, "empty"),
