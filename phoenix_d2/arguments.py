@@ -223,6 +223,19 @@ def check_new_folder(output: Path) -> None:
         raise ValueError(f"--output {output} exists: name a new folder, or remove it.")
 
 
+def seed(text: str) -> int:
+    """A whole number of at least 0, as NumPy's generators take it.
+
+    Raises:
+        ArgumentTypeError: it is below 0.
+        ValueError: it is no whole number.
+    """
+    value = int(text)
+    if value < 0:
+        raise ArgumentTypeError(f"expected at least 0, got {text}")
+    return value
+
+
 def positive_int(text: str) -> int:
     """A whole number of at least 1.
 

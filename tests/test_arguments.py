@@ -6,7 +6,7 @@ from argparse import ArgumentTypeError
 
 import pytest
 
-from phoenix_d2.arguments import errors_in_words, shard
+from phoenix_d2.arguments import errors_in_words, seed, shard
 
 
 def test_a_shard_is_counted_from_one():
@@ -33,3 +33,9 @@ def test_what_a_user_can_help_is_said_in_a_line() -> None:
     # what is the program's own mistake keeps its traceback
     with pytest.raises(RuntimeError), errors_in_words():
         raise RuntimeError
+
+
+def test_seeds_are_those_that_generators_take():
+    assert seed("0") == 0 and seed("12") == 12
+    with pytest.raises(ArgumentTypeError, match="at least 0, got -1"):
+        seed("-1")

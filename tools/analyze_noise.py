@@ -15,7 +15,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import add_device_argument, errors_in_words, positive_int
+from phoenix_d2.arguments import add_device_argument, errors_in_words, positive_int, seed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -27,7 +27,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="models' masks, with gt_id")
     parser.add_argument("--max-images", type=positive_int, default=50, help="images taken, at random (default: 50)")
     parser.add_argument("--num-gallery", type=int, default=6, help="objects drawn, at random (default: 6)")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument(
         "--config", default="phoenix_tiny.yaml", metavar="FILE",
         help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",

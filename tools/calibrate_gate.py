@@ -13,6 +13,7 @@ from phoenix_d2.arguments import (
     add_device_argument,
     errors_in_words,
     positive_int,
+    seed,
     strength,
     use_embedding_cache,
 )
@@ -83,7 +84,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )  # fmt: skip
     parser.add_argument("--test", type=Path, nargs="+", default=[], metavar="DIR", help="folders with coarse_*.json")
     parser.add_argument("--max-images", type=positive_int, metavar="N", help="images drawn for each set (default: all)")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw and of degradation")
+    parser.add_argument("--seed", type=seed, default=0, help="of that draw and of degradation")
     add_cache_arguments(parser)
     add_device_argument(parser)
     args = parser.parse_args(argv)

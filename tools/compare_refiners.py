@@ -13,6 +13,7 @@ from phoenix_d2.arguments import (
     add_device_argument,
     errors_in_words,
     positive_int,
+    seed,
     strength,
     use_embedding_cache,
 )
@@ -73,7 +74,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--max-images", type=positive_int, metavar="N", help="images drawn from each folder (default: all)"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of that draw, the degradations and the bootstrap")
+    parser.add_argument("--seed", type=seed, default=0, help="of that draw, the degradations and the bootstrap")
     add_device_argument(parser)
     add_cache_arguments(parser)
     args = parser.parse_args(argv)

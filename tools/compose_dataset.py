@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from phoenix_d2.arguments import errors_in_words, positive_int
+from phoenix_d2.arguments import errors_in_words, positive_int, seed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -22,7 +22,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--output", type=Path, required=True, metavar="DIR", help="new folder; a name for DATASETS.TRAIN afterwards"
     )
     parser.add_argument("--num-images", type=positive_int, default=400, metavar="N", help="default: 400")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     return parser.parse_args(argv)
 
 

@@ -13,7 +13,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import check_output, errors_in_words, strength
+from phoenix_d2.arguments import check_output, errors_in_words, seed, strength
 
 _KINDS = """Kinds, from strength 0 to 1:
   mask_head      squeezed through the grid of a detector's mask head, 56 x 56 to 7 x 7 (28 x 28 at 1/3)
@@ -36,7 +36,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--strength", type=strength, default=0.5, metavar="S", help="from 0 to 1, fractions too (default: 0.5)"
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     attack = parser.add_argument_group("adversarial")
     attack.add_argument("--weights", metavar="FILE", help="of the refiner whose decoder is attacked, or their name")
     attack.add_argument("--images", type=Path, metavar="DIR", help="folder of the images")
@@ -45,8 +45,6 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
     )  # fmt: skip
     args = parser.parse_args(argv)
-    if args.seed < 0:
-        parser.error(f"--seed {args.seed}: expected at least 0")
     if args.kind == "adversarial" and None in (args.weights, args.images):
         parser.error("--kind adversarial attacks a decoder on the images: pass --weights and --images.")
     return args

@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from phoenix_d2.arguments import errors_in_words, positive_int
+from phoenix_d2.arguments import errors_in_words, positive_int, seed
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,7 +29,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write PNGs to")
     parser.add_argument("--num", type=positive_int, default=30, help="objects to draw, at random (default: 30)")
     parser.add_argument("--columns", type=positive_int, default=2, help="objects beside one another in overview.png")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     return parser.parse_args(argv)
 
 

@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from phoenix_d2.arguments import add_device_argument, errors_in_words
+from phoenix_d2.arguments import add_device_argument, errors_in_words, seed
 
 DETAILS = """\
 example:
@@ -35,7 +35,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--config", default="phoenix_tiny.yaml", metavar="FILE",
         help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
     add_device_argument(parser)
     return parser.parse_args(argv)
