@@ -230,10 +230,7 @@ def seed(text: str) -> int:
         ArgumentTypeError: it is below 0.
         ValueError: it is no whole number.
     """
-    value = int(text)
-    if value < 0:
-        raise ArgumentTypeError(f"expected at least 0, got {text}")
-    return value
+    return _whole_number(text, least=0)
 
 
 def positive_int(text: str) -> int:
@@ -243,9 +240,13 @@ def positive_int(text: str) -> int:
         ArgumentTypeError: it is below 1.
         ValueError: it is no whole number.
     """
+    return _whole_number(text, least=1)
+
+
+def _whole_number(text: str, *, least: int) -> int:
     value = int(text)
-    if value < 1:
-        raise ArgumentTypeError(f"expected at least 1, got {text}")
+    if value < least:
+        raise ArgumentTypeError(f"expected at least {least}, got {text}")
     return value
 
 

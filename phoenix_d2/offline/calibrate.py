@@ -27,7 +27,7 @@ from phoenix_d2.data.mask_json import Record, decode_segmentation
 from phoenix_d2.evidence import MaskSource
 from phoenix_d2.gate import RefinementGate, fit_gate
 from phoenix_d2.offline.job import ImageTask
-from phoenix_d2.ops.boundary import boundary_iou
+from phoenix_d2.ops.boundary import CroppedMask, boundary_iou
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementStatus
 
@@ -266,8 +266,7 @@ def draw_reliability(sets: Mapping[str, tuple[JudgedMasks, Floats]], path: str |
 
 
 def _overlaps(mask: NDArray[np.bool_], target: NDArray[np.bool_]) -> tuple[float, float]:
-    union = np.count_nonzero(mask | target)
-    return (np.count_nonzero(mask & target) / union if union else 1.0), boundary_iou(mask, target)
+    return CroppedMask.of(mask).iou(CroppedMask.of(target)), boundary_iou(mask, target)
 
 
 def _groups(masks: JudgedMasks, known: Known) -> list[NDArray[np.intp]]:

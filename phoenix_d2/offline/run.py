@@ -23,7 +23,7 @@ from phoenix_d2.offline.job import ImageOutcome, RefinementJob, share
 from phoenix_d2.offline.journal import Journal, fingerprint_of
 from phoenix_d2.offline.refine import refine_image
 from phoenix_d2.offline.survey import survey_job
-from phoenix_d2.predictor import PhoenixRefiner
+from phoenix_d2.predictor import PhoenixRefiner, find_device
 
 BuildRefiner: TypeAlias = Callable[[str], PhoenixRefiner | CropRefiner]
 """Builds a refiner on a device; with several workers it is pickled and called in each."""
@@ -229,7 +229,7 @@ def _work(
 
 
 def _device(options: RunOptions) -> str:
-    return options.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return options.device or str(find_device())
 
 
 def _device_of(rank: int, options: RunOptions) -> str:
