@@ -7,8 +7,9 @@ come here. Shape letters as in `structures`; S is the side of the model input.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -24,8 +25,7 @@ from phoenix_d2.options import RefineOptions
 from phoenix_d2.plan import MIN_LOW_RES_AREA, plan_masks
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.prompting.cues import UserCues
-from phoenix_d2.sam.decoder import MaskDecoder
-from phoenix_d2.sam.detail import EMBED_DIM
+from phoenix_d2.sam.decoder import EMBED_DIM, MaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
 from phoenix_d2.structures import MaskPrediction, Prompts, RefinementResult, RefinementStatus
 
@@ -62,8 +62,8 @@ class MaskRefiner(nn.Module):
     Attributes:
         cached_encoder: what `refine` encodes with in place of `encode_image`, see `sam.feature_cache.cache_embeddings`;
             None to compute every embedding.
-        half_precision: let `refine` encode images in half precision on a GPU (see `half_dtype`); False for float32.
-            Embeddings for a cache are computed in float32 in any case, as is all that follows.
+        half_precision: let `refine` encode and decode in half precision on a GPU (see `half_dtype`); False for float32.
+            Embeddings for a cache are computed in float32 in any case, as is what is made of masks and logits.
     """
 
     pixel_mean: Tensor
@@ -107,6 +107,18 @@ class MaskRefiner(nn.Module):
         for name in self.frozen:
             self.image_encoder.get_submodule(name).eval()
         return self
+
+    def compile_network(self, *, backend: str = "inductor") -> None:
+        """Let `torch.compile` make the image encoder and the decoder's transformer faster, in place.
+
+        Weights and their names stay. The first images pay for it, and new numbers of masks until it has seen that
+        these vary: for long jobs on a GPU.
+
+        Args:
+            backend: of `torch.compile`.
+        """
+        self.image_encoder.compile(backend=backend)
+        self.mask_decoder.transformer.compile(backend=backend)
 
     @property
     def input_size(self) -> int:
@@ -350,7 +362,8 @@ class MaskRefiner(nn.Module):
         def predict(given: Tensor, rows: Tensor) -> MaskPrediction:
             own = embeddings if len(embeddings) == 1 else embeddings[rows]
             prompts = self.derive_prompts(given, own, valid[rows])
-            return self.decode(own, self.prompter.with_user_prompts(prompts, cues[rows]))
+            with self._autocast():
+                return self.decode(own, self.prompter.with_user_prompts(prompts, cues[rows]))
 
         passes = run_cascade(predict, soft_masks, valid, options)
         evidence = measure_evidence(
@@ -407,7 +420,8 @@ class MaskRefiner(nn.Module):
         resized = [frame.image_to_input(image) for frame in frames]
         windows = torch.stack([self._normalise(pixels) for pixels in resized])
         if self.cached_encoder is None:
-            embeddings = self._encode(windows)
+            with self._autocast():
+                embeddings = self.encode_image(windows).float()
         else:
             embeddings, _ = self.cached_encoder.encode(resized)
         valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
@@ -419,18 +433,21 @@ class MaskRefiner(nn.Module):
         height, width = normalised.shape[-2:]
         return F.pad(normalised, (0, self.input_size - width, 0, self.input_size - height))
 
-    def _encode(self, images: Tensor) -> Tensor:
-        """`encode_image`, but on a GPU in half precision if `half_precision` says so; float32 comes back."""
-        if images.device.type != "cuda" or not self.half_precision:
-            return self.encode_image(images)
-        with torch.autocast("cuda", dtype=half_dtype(images.device)):
-            return self.encode_image(images).float()
+    def _autocast(self) -> AbstractContextManager[Any]:
+        """Half precision for the network on a GPU, if `half_precision` says so; else as the caller has it."""
+        if self.device.type != "cuda" or not self.half_precision:
+            return nullcontext()
+        return torch.autocast("cuda", dtype=half_dtype(self.device))
 
     def _check_inputs(self, image: Tensor, masks: Tensor, options: RefineOptions) -> None:
         if image.ndim != 3 or image.shape[0] != 3:
             raise ValueError(f"Expected an RGB image of shape (3, H, W), got {tuple(image.shape)}.")
         if masks.dtype != torch.bool:
             raise ValueError(f"Masks must be bool, got {masks.dtype}: threshold them first, e.g. masks > 0.5.")
+        if masks.ndim == 2:
+            raise ValueError(
+                f"Expected masks of shape (N, H, W), got {tuple(masks.shape)}: of one mask, pass mask[None]."
+            )
         if masks.ndim != 3 or masks.shape[1:] != image.shape[1:]:
             raise ValueError(
                 f"Expected masks of shape (N, {image.shape[1]}, {image.shape[2]}), the size of the image, "

@@ -187,6 +187,8 @@ def build_trained_refiner(cfg: CfgNode) -> MaskRefiner:
     )
     refiner.options = refine_options(cfg, refiner.options)
     _cache_embeddings(cfg, refiner)
+    if cfg.MODEL.REFINER.COMPILE:
+        refiner.compile_network()
     return refiner.to(cfg.MODEL.DEVICE).eval()
 
 

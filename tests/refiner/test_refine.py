@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -134,33 +133,41 @@ def test_runs_under_autocast(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.parametrize(("capability", "expected"), [((8, 0), torch.bfloat16), ((7, 5), torch.float16)])
-def test_a_gpu_encodes_in_half_precision(
+def test_a_gpu_works_in_half_precision(
     refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
 ) -> None:
-    """In the type that it computes in, unless it is told not to; the embeddings are float32."""
-    used: list[torch.dtype] = []
-
-    def autocast(_device_type: str, *, dtype: torch.dtype) -> Any:
-        used.append(dtype)
-        return nullcontext()
-
-    monkeypatch.setattr(torch, "autocast", autocast)
+    """In the type that it computes in, unless it is told not to."""
+    monkeypatch.setattr(torch, "autocast", lambda _device_type, *, dtype: nullcontext(dtype))
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _device: capability)
-    monkeypatch.setattr(refiner, "encode_image", lambda _images: torch.zeros(1, dtype=expected))
-    images: Any = SimpleNamespace(device=torch.device("cuda", 0))
-    assert refiner._encode(images).dtype == torch.float32
-    assert used == [expected]
+    monkeypatch.setattr(type(refiner), "device", torch.device("cuda", 0))
+    with refiner._autocast() as dtype:
+        assert dtype == expected
     refiner.half_precision = False
-    refiner._encode(images)
-    assert used == [expected]
+    with refiner._autocast() as dtype:
+        assert dtype is None
 
 
-def test_embeddings_are_float32(refiner: MaskRefiner, device: str) -> None:
-    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0)).to(device)
-    refiner.to(device)
-    embeddings, plain = refiner._encode(images), refiner.encode_image(images)
-    assert embeddings.dtype == torch.float32
-    assert (embeddings - plain).abs().max() <= (0 if device == "cpu" else 0.05 * plain.abs().max())
+def test_encoder_and_decoder_work_in_half_precision_and_nothing_else(
+    refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worked: list[tuple[str, bool]] = []
+
+    def watch(name: str) -> None:
+        plain = getattr(refiner, name)
+
+        def watched(*args: Any) -> Any:
+            worked.append((name, torch.is_autocast_enabled("cpu")))
+            return plain(*args)
+
+        monkeypatch.setattr(refiner, name, watched)
+
+    for name in ("encode_image", "derive_prompts", "decode"):
+        watch(name)
+    monkeypatch.setattr(refiner, "_autocast", lambda: torch.autocast("cpu", dtype=torch.bfloat16))
+    options = RefineOptions(num_iters=1)
+    result = refiner.refine(image_of(96, 128), rectangles((96, 128), (20, 10, 90, 70)), options=options)
+    assert worked == [("encode_image", True), ("derive_prompts", False), ("decode", True)]
+    assert result.iou_predictions.dtype == result.evidence.dtype == torch.float32
 
 
 def test_half_precision_does_not_move_outlines(echo_refiner: MaskRefiner) -> None:
@@ -220,3 +227,15 @@ def test_what_does_not_fit_is_refused_with_a_remedy(
     with pytest.raises(ValueError, match=message):
         refiner.refine(**{"image": IMAGE, "coarse_masks": MASKS} | arguments)
     assert not encoded, "before any work is done"
+
+
+def test_a_compiled_network_gives_the_same_answers(refiner: MaskRefiner) -> None:
+    image, masks = image_of(96, 128), rectangles((96, 128), (20, 10, 90, 70))
+    refiner.options = RefineOptions(num_iters=1)
+    plain, names = refiner.refine(image, masks, keep_logits=True), list(refiner.state_dict())
+    # traced as for any backend, but run as it is: to build kernels takes minutes
+    refiner.compile_network(backend="eager")
+    compiled = refiner.refine(image, masks, keep_logits=True)
+    traced = torch._dynamo.utils.counters["stats"]["calls_captured"]
+    assert traced > 0 and list(refiner.state_dict()) == names
+    torch.testing.assert_close(compiled.low_res_logits, plain.low_res_logits, atol=1e-4, rtol=1e-4)
