@@ -18,6 +18,7 @@ Image: TypeAlias = NDArray[np.uint8]
 
 _COLORS = ((255, 64, 64), (64, 160, 255), (64, 220, 96), (255, 176, 0), (200, 96, 255), (0, 208, 208))
 _OPACITY = 0.4
+_GAINED, _LOST = (64, 220, 96), (255, 64, 64)
 
 
 def draw_masks(image: Image, masks: NDArray[np.bool_]) -> Image:
@@ -38,19 +39,35 @@ def draw_masks(image: Image, masks: NDArray[np.bool_]) -> Image:
     return canvas
 
 
+def draw_change(image: Image, before: NDArray[np.bool_], after: NDArray[np.bool_]) -> Image:
+    """Fill what one mask has and another, both (H, W), has not: green what was gained, red what was lost."""
+    canvas: Image = image.copy()
+    for pixels, color in ((after & ~before, _GAINED), (before & ~after, _LOST)):
+        canvas[pixels] = (0.3 * canvas[pixels] + 0.7 * np.array(color, dtype=np.float32)).astype(np.uint8)
+    return canvas
+
+
+def captioned(image: Image, caption: str) -> Image:
+    """A picture under a line of text, which is cut where the picture ends."""
+    banner = np.full((22, image.shape[1], 3), 255, dtype=np.uint8)
+    cv2.putText(banner, caption, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
+    return np.vstack([banner, image])
+
+
 def side_by_side(images: Sequence[Image], titles: Sequence[str]) -> Image:
     """Join pictures of one height in a row, each under its title."""
-    columns = []
-    for image, title in zip(images, titles, strict=True):
-        banner = np.full((22, image.shape[1], 3), 255, dtype=np.uint8)
-        cv2.putText(banner, title, (4, 16), cv2.FONT_HERSHEY_SIMPLEX, 0.45, (0, 0, 0), 1, cv2.LINE_AA)
-        columns.append(np.vstack([banner, image]))
+    columns = [captioned(image, title) for image, title in zip(images, titles, strict=True)]
     gap = np.full((columns[0].shape[0], 4, 3), 255, dtype=np.uint8)
     return np.hstack([part for column in columns for part in (column, gap)][:-1])
 
 
 def compare_masks(
-    image: Image, masks: Mapping[str, NDArray[np.bool_]], *, context: float = 1.5, side: int = 256
+    image: Image,
+    masks: Mapping[str, NDArray[np.bool_]],
+    *,
+    context: float = 1.5,
+    side: int = 256,
+    change: tuple[str, str] | None = None,
 ) -> Image:
     """Different masks of one object side by side, cut to the object and enlarged.
 
@@ -59,6 +76,7 @@ def compare_masks(
         masks: by title, each (H, W) bool.
         context: side of the square that is shown, in units of the long side of the masks' common box.
         side: the longer one of each picture in pixels; where the image is large enough, both.
+        change: titles of two masks; what the second gained and lost against the first is shown at the end.
     """
     x, y, width, height = cv2.boundingRect(np.any(list(masks.values()), axis=0).astype(np.uint8))
     # of masks without a pixel, the whole image
@@ -67,11 +85,14 @@ def compare_masks(
     scale = side / max(x1 - x0, y1 - y0)
     size = max(round((x1 - x0) * scale), 1), max(round((y1 - y0) * scale), 1)
     crop = np.asarray(cv2.resize(image[y0:y1, x0:x1], size, interpolation=cv2.INTER_CUBIC), np.uint8)
-    pictures = [crop]
-    for mask in masks.values():
-        enlarged = cv2.resize(mask[y0:y1, x0:x1].astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
-        pictures.append(draw_masks(crop, enlarged[None]))
-    return side_by_side(pictures, ["image", *masks])
+    enlarged = {
+        title: cv2.resize(mask[y0:y1, x0:x1].astype(np.float32), size, interpolation=cv2.INTER_LINEAR) > 0.5
+        for title, mask in masks.items()
+    }
+    pictures = {"image": crop} | {title: draw_masks(crop, mask[None]) for title, mask in enlarged.items()}
+    if change is not None:
+        pictures["gained (green), lost (red)"] = draw_change(crop, *(enlarged[title] for title in change))
+    return side_by_side(list(pictures.values()), list(pictures))
 
 
 def contact_sheet(pictures: Sequence[Image], *, columns: int = 2) -> Image:

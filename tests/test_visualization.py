@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from phoenix_d2.visualization import compare_masks, draw_masks, side_by_side, training_panel
+from phoenix_d2.visualization import compare_masks, draw_change, draw_masks, side_by_side, training_panel
 
 GREY = np.full((40, 60, 3), 100, dtype=np.uint8)
 
@@ -85,3 +85,11 @@ def test_a_training_panel_lays_low_resolution_masks_over_the_image() -> None:
     # but for the rim of the outline, nothing beside the mask
     assert not changed[24:].any() and not changed[:, 36:].any()
     assert np.array_equal(target, noisy)
+
+
+def test_what_was_gained_and_lost_has_colours_of_its_own():
+    drawn = draw_change(GREY, square(10, 10, 20, 20)[0], square(15, 10, 25, 20)[0])
+    changed = (drawn != GREY).any(axis=-1)
+    assert changed[10:20, 10:15].all() and changed[10:20, 20:25].all() and changed.sum() == 100
+    lost, gained = drawn[15, 12].astype(int), drawn[15, 22].astype(int)
+    assert lost[0] > lost[1] and gained[1] > gained[0]

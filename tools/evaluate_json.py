@@ -61,6 +61,8 @@ def main(argv: list[str] | None = None) -> None:
         if args.output:
             check_output(args.output, [args.annotations, *args.results])
         scores = evaluate(args)
+        if not scores["objects"]:
+            raise ValueError(f"{args.annotations} holds no objects but crowds: there is nothing to score against.")
         if args.output:
             write_json_atomically(args.output, without_nan(scores))
     print(scores_table(rows(scores["files"]), markdown=args.markdown))
@@ -103,6 +105,7 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         "style": args.style,
         "class_agnostic": args.class_agnostic,
         "dilation_ratio": args.dilation_ratio,
+        "objects": sum(not annotation.get("iscrowd", 0) for annotation in annotations["annotations"]),
         "saturated": saturated_share(annotations, dilation_ratio=args.dilation_ratio),
         "files": files,
     }
@@ -110,12 +113,9 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
 def load_predictions(path: Path, annotations: Record, args: argparse.Namespace) -> tuple[list[Record], int]:
     """The checked masks of a results or annotation file, and how many of its masks are not judged."""
-    from phoenix_d2.data.mask_json import check_annotations, check_results, is_results, read_json
+    from phoenix_d2.data.mask_json import as_results, check_results, read_json
 
-    records = read_json(path)
-    if not is_results(records):
-        check_annotations(records, source=path)
-        records = [{"score": 1.0, **record} for record in records["annotations"] if not record.get("iscrowd", 0)]
+    records = as_results(read_json(path), source=path)
     if args.style == "coco":
         check_results(records, source=path, annotations=annotations, check_categories=not args.class_agnostic)
         return records, 0

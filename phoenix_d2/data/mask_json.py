@@ -63,6 +63,25 @@ def load_results(path: PathLike, *, annotations: Record | None = None, check_cat
     return data
 
 
+def as_results(data: Any, *, source: PathLike) -> list[Record]:
+    """The masks of a parsed file as results: those of an annotation file, which is checked, are certain.
+
+    Args:
+        data: what `read_json` returned of a results or an annotation file.
+        source: the file's name, for messages.
+
+    Returns:
+        The results as they are, not checked yet; of annotations copies with score 1, without crowds.
+
+    Raises:
+        ValueError: it is an annotation file with a mistake, see `check_annotations`.
+    """
+    if is_results(data):
+        return list(data)
+    check_annotations(data, source=source)
+    return [{"score": 1.0, **record} for record in data["annotations"] if not record.get("iscrowd", 0)]
+
+
 def check_annotations(data: Any, *, source: PathLike, check_categories: bool = False) -> None:
     """Check parsed annotations: the fields, that ids are unique and images known, that every mask decodes.
 
@@ -227,6 +246,12 @@ def encode_mask(mask: NDArray[np.bool_]) -> Record:
     """Compressed RLE of an (H, W) bool mask, ready for JSON: {"size": [H, W], "counts": str}."""
     rle = mask_util.encode(np.asfortranarray(mask, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode("ascii")}
+
+
+def mask_fields(mask: NDArray[np.bool_]) -> Record:
+    """What annotations say of an (H, W) bool mask: "segmentation" (compressed RLE), "bbox" and "area"."""
+    rle = encode_mask(mask)
+    return {"segmentation": rle, "bbox": mask_util.toBbox(rle).tolist(), "area": int(mask_util.area(rle))}
 
 
 def run_lengths(counts: Any) -> NDArray[np.int64]:

@@ -11,11 +11,10 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
 from phoenix_d2.data.images import read_image_size
-from phoenix_d2.data.mask_json import Record, encode_mask
+from phoenix_d2.data.mask_json import Record, mask_fields
 
 CLASSES = {
     24: "person",
@@ -68,15 +67,9 @@ def cityscapes_annotations(
             category = value // _GROUP if value >= _GROUP else value
             if category in CLASSES:
                 fields = {"id": len(annotations) + 1, "image_id": len(images), "category_id": category}
-                annotations.append(fields | _instance(labels == value, is_group=value < _GROUP))
+                annotations.append(fields | mask_fields(labels == value) | {"iscrowd": int(value < _GROUP)})
     categories = [{"id": category, "name": name} for category, name in CLASSES.items()]
     return {"images": images, "annotations": annotations, "categories": categories}
-
-
-def _instance(mask: NDArray[np.bool_], *, is_group: bool) -> Record:
-    rle = encode_mask(mask)
-    box, area = mask_util.toBbox(rle).tolist(), int(mask_util.area(rle))
-    return {"segmentation": rle, "bbox": box, "area": area, "iscrowd": int(is_group)}
 
 
 def _read_labels(path: Path) -> NDArray[np.uint16]:

@@ -16,13 +16,20 @@ from typing import Any
 
 import cv2
 import numpy as np
-import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 from tqdm import tqdm
 
 from phoenix_d2.data.datasets.shapes import Array, Mask, Shape, draw_category, finds_room, paint, rasterise
 from phoenix_d2.data.images import read_image
-from phoenix_d2.data.mask_json import decode_segmentation, encode_mask, image_file_name, load_annotations
+from phoenix_d2.data.mask_json import (
+    complete_annotation,
+    decode_segmentation,
+    image_file_name,
+    image_sizes,
+    load_annotations,
+    mask_fields,
+)
+from phoenix_d2.ops.windows import box_window
 
 _MIN_AREA = 256
 _TRIES_PER_OBJECT = 4
@@ -89,10 +96,8 @@ def compose_dataset(
                 raise OSError(f"could not write {path}")
             images.append({"id": index + 1, "file_name": name, "height": picture.shape[0], "width": picture.shape[1]})
             for mask in masks:
-                rle = encode_mask(mask)
                 place = {"id": len(annotations) + 1, "image_id": index + 1, "category_id": 1, "iscrowd": 0}
-                box, area = mask_util.toBbox(rle).tolist(), int(mask.sum())
-                annotations.append(place | {"segmentation": rle, "area": area, "bbox": box})
+                annotations.append(place | mask_fields(mask))
         categories = [{"id": 1, "name": "object"}]
         content = {"images": images, "annotations": annotations, "categories": categories}
         (composed / "instances.json").write_text(json.dumps(content))
@@ -101,8 +106,10 @@ def compose_dataset(
 
 def _photographs(source: Path) -> list[_Photograph]:
     data = load_annotations(source / "instances.json")
+    sizes = image_sizes(data)
     by_image: dict[Any, list[dict[str, Any]]] = {}
     for annotation in data["annotations"]:
+        complete_annotation(annotation, sizes[annotation["image_id"]])
         by_image.setdefault(annotation["image_id"], []).append(annotation)
     return [
         _Photograph(
@@ -169,8 +176,7 @@ def _cut_object(donor: _Photograph, size: tuple[int, int], rng: np.random.Genera
     annotations = donor.objects()
     annotation = annotations[rng.integers(len(annotations))]
     mask = decode_segmentation(annotation["segmentation"], *donor.size)
-    rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
-    window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    window = box_window(mask)
     pixels: NDArray[Any] = read_image(donor.path)[window]
     coverage: NDArray[Any] = mask[window].astype(np.float32)
     diameter = np.exp(rng.uniform(*np.log(_DIAMETER))) * min(size)

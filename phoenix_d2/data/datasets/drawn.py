@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from phoenix_d2.data.datasets.shapes import CATEGORIES, Array, Mask, draw_category, finds_room, paint, rasterise
-from phoenix_d2.data.mask_json import encode_mask
+from phoenix_d2.data.mask_json import mask_fields
 
 _STAMP_NAME = "drawn.json"
 # raised whenever the same parameters would draw other pictures
@@ -204,7 +204,7 @@ def _annotations(objects: list[list[DrawnObject]], image_size: tuple[int, int]) 
         )
         for name, mask in drawn:
             place = {"id": len(annotations) + 1, "image_id": image_id, "category_id": ids[name], "iscrowd": 0}
-            annotations.append(place | _describe(mask))
+            annotations.append(place | mask_fields(mask))
     categories = [
         {
             "id": ids[category.name],
@@ -217,17 +217,6 @@ def _annotations(objects: list[list[DrawnObject]], image_size: tuple[int, int]) 
     ]
     info = {"description": "Shapes drawn by phoenix_d2"}
     return {"info": info, "images": images, "annotations": annotations, "categories": categories}
-
-
-def _describe(mask: Mask) -> dict[str, Any]:
-    """RLE, area and XYWH box of a mask that is not empty."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    x, y = int(columns[0]), int(rows[0])
-    return {
-        "segmentation": encode_mask(mask),
-        "area": int(mask.sum()),
-        "bbox": [x, y, int(columns[-1]) + 1 - x, int(rows[-1]) + 1 - y],
-    }
 
 
 def _colour(rng: np.random.Generator, away_from: list[Array]) -> Array:
