@@ -14,16 +14,23 @@ if TYPE_CHECKING:
     from argparse import _ActionsContainer
 
     from phoenix_d2.baselines import CropRefiner
+    from phoenix_d2.offline.perturb import Attack
     from phoenix_d2.offline.run import RunOptions
     from phoenix_d2.predictor import PhoenixRefiner
 
 
-def add_refiner_arguments(parser: ArgumentParser) -> None:
-    """Which refiner, of what weights, with what options; see `load_refiner`."""
+def add_refiner_arguments(parser: ArgumentParser, *, classical: bool = True) -> None:
+    """Which refiner, of what weights, with what options; see `load_refiner`.
+
+    Args:
+        parser: gets the arguments.
+        classical: whether the tool takes refiners without a network too.
+    """
+    others = ", grabcut or morphology" if classical else ""
     group = parser.add_argument_group("refiner")
     group.add_argument(
         "--refiner", metavar="NAME",
-        help="phoenix, samrefiner (its --weights are a decoder before Phoenix training), grabcut or morphology "
+        help=f"phoenix, samrefiner (its --weights are a decoder before Phoenix training){others} "
         "(default: MODEL.REFINER.NAME of the config, else phoenix)",
     )  # fmt: skip
     group.add_argument(
@@ -44,8 +51,10 @@ def add_refiner_arguments(parser: ArgumentParser) -> None:
     )
     group.add_argument(
         "--gate", choices=("auto", "calibrated", "fixed", "off"),
-        help="which refined masks replace coarse ones: off for all, where you know that yours are poor "
-        "(default: as stored with the weights)",
+        help="which refined masks replace coarse ones: off, all of them, where you know that yours are poor; "
+        "calibrated, those that the gate of the weights expects to be better; fixed, those within "
+        "MODEL.REFINER.GATE_MIN_IOU and GATE_MIN_OVERLAP; auto, calibrated where the weights have a gate, else off "
+        "(default: as stored with the weights, auto for phoenix_tiny)",
     )  # fmt: skip
     group.add_argument(
         "opts", nargs=REMAINDER, metavar="KEY VALUE", help="overrides of the config, at the end of the command"
@@ -83,6 +92,40 @@ def use_embedding_cache(args: Namespace, refiner: PhoenixRefiner | CropRefiner) 
 def add_device_argument(parser: _ActionsContainer) -> None:
     """What networks run on."""
     parser.add_argument("--device", help="default: cuda if there is one, else cpu")
+
+
+def add_attack_arguments(parser: _ActionsContainer, *, prefix: str = "", **weights: Any) -> None:
+    """Whose decoder is attacked, and how; see `load_attack`.
+
+    Args:
+        parser: gets the arguments.
+        prefix: of their names, for tools that have weights of another kind too.
+        weights: options of the argument of the weights.
+    """
+    parser.add_argument(
+        f"--{prefix}weights", metavar="FILE", help="of the refiner whose decoder is attacked, or their name", **weights
+    )
+    parser.add_argument(
+        f"--{prefix}config", default="phoenix_tiny.yaml", metavar="FILE",
+        help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
+    )  # fmt: skip
+
+
+def load_attack(weights: str, config: str, device: str | None) -> Attack:
+    """The attack that the arguments name.
+
+    Raises:
+        OSError: weights or config cannot be opened.
+        ValueError: one of them is none, or there is no such device.
+    """
+    from phoenix_d2.config import load_config
+    from phoenix_d2.modeling.build import build_noise_sampler
+    from phoenix_d2.offline.perturb import Attack
+    from phoenix_d2.predictor import PhoenixRefiner
+
+    cfg = load_config(config)
+    refiner = PhoenixRefiner.from_pretrained(weights, device=device)
+    return Attack(refiner, build_noise_sampler(cfg), cfg.MODEL.PHOENIX.PERTURBATION.DENSE_PROMPT)
 
 
 def add_run_arguments(parser: ArgumentParser) -> None:
@@ -149,7 +192,10 @@ def _read_config(args: Namespace) -> Any:
     """The config with the overrides of the command line, or None."""
     if args.config is None:
         if args.opts:
-            raise ValueError(f"Config overrides ({' '.join(args.opts)}) need --config.")
+            raise ValueError(
+                f"Config overrides ({' '.join(args.opts)}) need --config; with --config phoenix_tiny.yaml, all else "
+                "stays as it is with the weights of the package."
+            )
         return None
     # the only glue here, for whoever asks for a config
     from phoenix_d2.config import load_config, override_config

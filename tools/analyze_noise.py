@@ -15,23 +15,26 @@ import json
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import add_device_argument, errors_in_words, positive_int, seed
+from phoenix_d2.arguments import (
+    add_attack_arguments,
+    add_device_argument,
+    errors_in_words,
+    load_attack,
+    positive_int,
+    seed,
+)
 
 
 def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     """Arguments of the tool."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--weights", required=True, metavar="FILE", help="of a refiner, or the name of packaged ones")
     parser.add_argument("--data", type=Path, required=True, metavar="DIR", help="folder of instances.json and images/")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="folder to write to")
     parser.add_argument("--results", type=Path, nargs="*", default=[], metavar="JSON", help="models' masks, with gt_id")
     parser.add_argument("--max-images", type=positive_int, default=50, help="images taken, at random (default: 50)")
     parser.add_argument("--num-gallery", type=int, default=6, help="objects drawn, at random (default: 6)")
     parser.add_argument("--seed", type=seed, default=0)
-    parser.add_argument(
-        "--config", default="phoenix_tiny.yaml", metavar="FILE",
-        help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
-    )  # fmt: skip
+    add_attack_arguments(parser, required=True)
     add_device_argument(parser)
     return parser.parse_args(argv)
 
@@ -50,13 +53,10 @@ def analyze(args: argparse.Namespace) -> None:
     import torch
     from tqdm import tqdm
 
-    from phoenix_d2.config import load_config
     from phoenix_d2.data.images import read_image
     from phoenix_d2.data.mask_json import decode_segmentation, load_annotations, load_results
-    from phoenix_d2.modeling.build import build_noise_sampler
     from phoenix_d2.offline.job import plan_job
     from phoenix_d2.offline.noise import draw_gallery, measure_image
-    from phoenix_d2.predictor import PhoenixRefiner
 
     annotation_file = args.data / "instances.json"
     annotations = load_annotations(annotation_file)
@@ -66,9 +66,7 @@ def analyze(args: argparse.Namespace) -> None:
     tasks = plan_job(annotation_file, image_folder=args.data / "images").tasks
     if not tasks:
         raise ValueError(f"{annotation_file} has no masks, or only crowds: there is nothing to measure.")
-    cfg = load_config(args.config)
-    sampler = build_noise_sampler(cfg)
-    refiner = PhoenixRefiner.from_pretrained(args.weights, device=args.device).refiner
+    attack = load_attack(args.weights, args.config, args.device)
 
     rng = np.random.default_rng(args.seed)
     generator = torch.Generator().manual_seed(args.seed)
@@ -79,9 +77,9 @@ def analyze(args: argparse.Namespace) -> None:
     for number, task in enumerate(tqdm(chosen, unit="image", disable=None)):
         image = read_image(task.path)
         made = measure_image(
-            refiner, image, task.records,
+            attack.refiner.refiner, image, task.records,
             {name: [r for r in records if r["image_id"] == task.image_id] for name, records in results.items()},
-            sampler=sampler, dense_prompt=cfg.MODEL.PHOENIX.PERTURBATION.DENSE_PROMPT, generator=generator,
+            sampler=attack.sampler, dense_prompt=attack.dense_prompt, generator=generator,
         )  # fmt: skip
         draws += [draw for draw, _ in made]
         if number in in_gallery:

@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from phoenix_d2.arguments import (
+    add_attack_arguments,
     add_cache_arguments,
     add_device_argument,
     errors_in_words,
+    load_attack,
     positive_int,
     seed,
     strength,
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 
     from phoenix_d2.baselines import CropRefiner
     from phoenix_d2.evaluation.comparison import Score
-    from phoenix_d2.offline.compare import Attack
     from phoenix_d2.predictor import PhoenixRefiner
 
 DETAILS = """\
@@ -60,11 +61,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--weights", nargs="+", default=[], type=_weights, metavar="NAME=FILE",
         help="of refiners with a network (default: phoenix_tiny for phoenix)",
     )  # fmt: skip
-    parser.add_argument("--attack-weights", metavar="FILE", help="of the refiner whose decoder is attacked")
-    parser.add_argument(
-        "--attack-config", default="phoenix_tiny.yaml", metavar="FILE",
-        help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
-    )  # fmt: skip
+    add_attack_arguments(parser, prefix="attack-")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=KINDS, help="of degradation (default: all)")
     parser.add_argument(
         "--strengths", nargs="+", type=strength, default=[1 / 3, 2 / 3, 1.0], metavar="S",
@@ -101,7 +98,9 @@ def run(args: argparse.Namespace) -> None:
     from phoenix_d2.offline.compare import ADVERSARIAL, degraded_inputs, file_inputs, score_all
 
     refiners = {name: load_refiner(name, args) for name in args.refiners}
-    attack = load_attack(args) if args.degrade and ADVERSARIAL in args.kinds else None
+    attack = None
+    if args.degrade and ADVERSARIAL in args.kinds:
+        attack = load_attack(args.attack_weights, args.attack_config, args.device)
     images = {"max_images": args.max_images, "seed": args.seed}
     noise = {"kinds": args.kinds, "strengths": args.strengths, "attack": attack}
     inputs = [entry for folder in args.data for entry in file_inputs(folder, **images)]
@@ -136,18 +135,6 @@ def load_refiner(spec: str, args: argparse.Namespace) -> PhoenixRefiner | CropRe
     refiner = build_refiner(name, weights=weights.get(spec, weights.get(name)), device=args.device, **options)
     use_embedding_cache(args, refiner)
     return refiner
-
-
-def load_attack(args: argparse.Namespace) -> Attack:
-    """The attack that --attack-weights and --attack-config name."""
-    from phoenix_d2.config import load_config
-    from phoenix_d2.modeling.build import build_noise_sampler
-    from phoenix_d2.offline.compare import Attack
-    from phoenix_d2.predictor import PhoenixRefiner
-
-    cfg = load_config(args.attack_config)
-    refiner = PhoenixRefiner.from_pretrained(args.attack_weights, device=args.device)
-    return Attack(refiner, build_noise_sampler(cfg), cfg.MODEL.PHOENIX.PERTURBATION.DENSE_PROMPT)
 
 
 def write_report(args: argparse.Namespace, scores: Mapping[str, Mapping[str, Score]]) -> None:

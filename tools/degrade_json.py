@@ -13,7 +13,15 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.arguments import check_output, errors_in_words, seed, strength
+from phoenix_d2.arguments import (
+    add_attack_arguments,
+    add_device_argument,
+    check_output,
+    errors_in_words,
+    load_attack,
+    seed,
+    strength,
+)
 
 _KINDS = """Kinds, from strength 0 to 1:
   mask_head      squeezed through the grid of a detector's mask head, 56 x 56 to 7 x 7 (28 x 28 at 1/3)
@@ -38,12 +46,9 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     )
     parser.add_argument("--seed", type=seed, default=0)
     attack = parser.add_argument_group("adversarial")
-    attack.add_argument("--weights", metavar="FILE", help="of the refiner whose decoder is attacked, or their name")
+    add_attack_arguments(attack)
     attack.add_argument("--images", type=Path, metavar="DIR", help="folder of the images")
-    attack.add_argument(
-        "--config", default="phoenix_tiny.yaml", metavar="FILE",
-        help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
-    )  # fmt: skip
+    add_device_argument(attack)
     args = parser.parse_args(argv)
     if args.kind == "adversarial" and None in (args.weights, args.images):
         parser.error("--kind adversarial attacks a decoder on the images: pass --weights and --images.")
@@ -72,20 +77,14 @@ def attack_annotations(args: argparse.Namespace) -> list[dict[str, Any]]:
     """Degrade by attack, and print what became of the attacks."""
     from tqdm import tqdm
 
-    from phoenix_d2.config import load_config
-    from phoenix_d2.modeling.build import build_noise_sampler
     from phoenix_d2.offline.job import plan_job
     from phoenix_d2.offline.perturb import perturb_tasks
-    from phoenix_d2.sam.pretrained import load_pretrained
     from phoenix_d2.structures import PerturbationOutcome
 
-    cfg = load_config(args.config)
     results, outcomes = perturb_tasks(
-        load_pretrained(args.weights).eval(),
+        load_attack(args.weights, args.config, args.device),
         tqdm(plan_job(args.annotations, image_folder=args.images).tasks, unit="image", disable=None),
         strength=args.strength,
-        sampler=build_noise_sampler(cfg),
-        dense_prompt=cfg.MODEL.PHOENIX.PERTURBATION.DENSE_PROMPT,
         seed=args.seed,
     )
     shares = {outcome: outcomes.count(outcome) / max(len(outcomes), 1) for outcome in PerturbationOutcome}

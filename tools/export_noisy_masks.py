@@ -7,7 +7,7 @@ import argparse
 import re
 from pathlib import Path
 
-from phoenix_d2.arguments import add_device_argument, errors_in_words, seed
+from phoenix_d2.arguments import add_attack_arguments, add_device_argument, errors_in_words, load_attack, seed
 
 DETAILS = """\
 example:
@@ -30,11 +30,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--images", type=Path, required=True, metavar="DIR", help="folder of the images")
     parser.add_argument("--output", type=Path, required=True, metavar="DIR", help="SegRefiner's data_root")
     parser.add_argument("--name", type=_folder_name, required=True, help="of the data set in the index")
-    parser.add_argument("--weights", required=True, metavar="FILE", help="of the refiner to attack, or their name")
-    parser.add_argument(
-        "--config", default="phoenix_tiny.yaml", metavar="FILE",
-        help="its MODEL.PHOENIX.PERTURBATION says how to attack (default: phoenix_tiny.yaml)",
-    )  # fmt: skip
+    add_attack_arguments(parser, required=True)
     parser.add_argument("--seed", type=seed, default=0)
     parser.add_argument("--resume", action="store_true", help="go on with what a killed run had finished")
     add_device_argument(parser)
@@ -51,44 +47,41 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> None:
     """Check everything, perturb image by image, write the index."""
     # heavy imports stay out of the way of --help
-    from dataclasses import asdict
+    from dataclasses import replace
 
     from tqdm import tqdm
 
     from phoenix_d2.config import load_config
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.modeling.build import build_noise_sampler
     from phoenix_d2.offline.export_noise import INDEX, export_image, merged_index, summary, trainable_tasks
     from phoenix_d2.offline.job import plan_job
     from phoenix_d2.offline.journal import Journal, fingerprint_of
     from phoenix_d2.offline.perturb import adversarial_alone
-    from phoenix_d2.predictor import PhoenixRefiner
 
-    cfg = load_config(args.config)
-    node = cfg.MODEL.PHOENIX
-    sampler = adversarial_alone(build_noise_sampler(cfg))
-    refiner = PhoenixRefiner.from_pretrained(args.weights, device=args.device)
+    min_area = load_config(args.config).MODEL.PHOENIX.DATA.MIN_AREA
+    attack = load_attack(args.weights, args.config, args.device)
+    attack = replace(attack, sampler=adversarial_alone(attack.sampler))
     job = plan_job(args.annotations, image_folder=args.images)
-    tasks = trainable_tasks(job.tasks, min_area=node.DATA.MIN_AREA)
+    tasks = trainable_tasks(job.tasks, min_area=min_area)
     if not tasks:
-        raise ValueError(f"{args.annotations} has no annotation of more than {node.DATA.MIN_AREA} pixels to export.")
+        raise ValueError(f"{args.annotations} has no annotation of more than {min_area} pixels to export.")
     merged_index(args.output, args.name, [])
-    noise = {"sampler": asdict(sampler), "dense_prompt": node.PERTURBATION.DENSE_PROMPT, "seed": args.seed}
+    noise = attack.fingerprint() | {"seed": args.seed}
     journal = Journal(args.output / f"{args.name}.json")
     # without a journal it is no unfinished one
     if (args.output / args.name).exists() and not journal.folder.exists():
         raise ValueError(f"{args.output / args.name} exists: give another --name, or remove it.")
-    finished = journal.begin(fingerprint_of(refiner, job, update_boxes=False) | noise, resume=args.resume)
+    finished = journal.begin(fingerprint_of(attack.refiner, job, update_boxes=False) | noise, resume=args.resume)
     with journal.file(journal.next_file()) as file:
         for task in tqdm([t for t in tasks if t.image_id not in finished], unit="image", disable=None):
             file.append(
                 export_image(
-                    refiner.refiner,
+                    attack.refiner.refiner,
                     task,
                     root=args.output,
                     name=args.name,
-                    sampler=sampler,
-                    dense_prompt=node.PERTURBATION.DENSE_PROMPT,
+                    sampler=attack.sampler,
+                    dense_prompt=attack.dense_prompt,
                     seed=args.seed,
                 )
             )

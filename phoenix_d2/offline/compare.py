@@ -1,4 +1,8 @@
-"""Every refiner on every input: coarse masks are made, refined and measured; what is finished survives a kill."""
+"""Every refiner on every input: coarse masks are made, refined and measured; what is finished survives a kill.
+
+Refiners that differ in their gate alone, or in whether they have one on, refine once: their gates decide on the same
+masks, as at the end of any job (`offline.decide`).
+"""
 
 from __future__ import annotations
 
@@ -25,13 +29,12 @@ from phoenix_d2.data.mask_json import (
     write_json_atomically,
 )
 from phoenix_d2.evaluation.comparison import COARSE, Score, pair_by_image, score_masks
-from phoenix_d2.offline.decide import decide
-from phoenix_d2.offline.job import plan_job
+from phoenix_d2.offline.decide import decide, decides_late
+from phoenix_d2.offline.job import ImageOutcome, ImageTask, plan_job
 from phoenix_d2.offline.journal import refiner_fingerprint
-from phoenix_d2.offline.perturb import perturb_tasks
+from phoenix_d2.offline.perturb import Attack, perturb_tasks
 from phoenix_d2.offline.refine import refine_image
 from phoenix_d2.offline.survey import survey_job
-from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.predictor import PhoenixRefiner
 
 ADVERSARIAL = "adversarial"
@@ -67,40 +70,6 @@ class Input:
                 f"The input {self.name!r} has no mask in the {len(self.annotations['images'])} images that were drawn: "
                 "raise --max-images, or check that masks and annotations belong together."
             )
-
-
-@dataclass(frozen=True)
-class Attack:
-    """A decoder to attack, and how.
-
-    Attributes:
-        refiner: whose decoder it is.
-        sampler: how the attack works.
-        dense_prompt: under attack, see `phoenix_d2.attack`.
-    """
-
-    refiner: PhoenixRefiner
-    sampler: NoiseSampler
-    dense_prompt: str
-
-    def fingerprint(self) -> Record:
-        """All that its noise depends on but what is attacked, in plain values."""
-        how = {"sampler": asdict(self.sampler), "dense_prompt": self.dense_prompt}
-        return {**how, **refiner_fingerprint(self.refiner)}
-
-    def degrade(self, folder: Path, annotations: Record, *, strength: float, seed: int) -> list[Record]:
-        """The masks of some images of a data set under attack, see `offline.perturb.perturb_tasks`."""
-        images = {image["id"] for image in annotations["images"]}
-        tasks = plan_job(folder / "instances.json", image_folder=folder / "images").tasks
-        records, _ = perturb_tasks(
-            self.refiner.refiner,
-            [task for task in tasks if task.image_id in images],
-            strength=strength,
-            sampler=self.sampler,
-            dense_prompt=self.dense_prompt,
-            seed=seed,
-        )
-        return records
 
 
 def file_inputs(folder: Path, *, max_images: int | None = None, seed: int = 0) -> Iterator[Input]:
@@ -175,8 +144,8 @@ def degraded_inputs(
         if kind == ADVERSARIAL:
             if attack is None:
                 raise ValueError("Adversarial degradation attacks a decoder: name its weights, or leave the kind out.")
-            fingerprint["attack"] = attack.fingerprint()
-            make = partial(attack.degrade, folder, chosen, strength=strength, seed=seed)
+            fingerprint["attack"] = {**attack.fingerprint(), **refiner_fingerprint(attack.refiner)}
+            make = partial(_attacked, attack, folder, chosen, strength=strength, seed=seed)
         yield Input(
             name=f"{folder.name}/{kind}-{strength:.2f}",
             folder=folder,
@@ -185,6 +154,14 @@ def degraded_inputs(
             fingerprint=fingerprint,
             make=make,
         )
+
+
+def _attacked(attack: Attack, folder: Path, annotations: Record, *, strength: float, seed: int) -> list[Record]:
+    """The masks of some images of a data set under attack."""
+    images = {image["id"] for image in annotations["images"]}
+    tasks = plan_job(folder / "instances.json", image_folder=folder / "images").tasks
+    chosen = [task for task in tasks if task.image_id in images]
+    return perturb_tasks(attack, chosen, strength=strength, seed=seed)[0]
 
 
 def score_all(
@@ -199,7 +176,8 @@ def score_all(
     Args:
         inputs: of different names.
         refiners: by the name that their results go under.
-        output: folder, in which masks go to `masks/` as COCO results, and what was measured to `scores/`.
+        output: folder, in which masks go to `masks/` as COCO results, what was measured to `scores/`, and what gates
+            have yet to decide on to `undecided/`.
         advance: told what is worked on, and how many masks were done since; an input counts once a refiner.
 
     Returns:
@@ -224,7 +202,7 @@ def score_all(
             score = store.find(name, fingerprint)
             if score is None:
                 progress(0)
-                score = store.put(name, fingerprint, *_refine(entry, refiner, store.masks_file(COARSE), progress))
+                score = store.put(name, fingerprint, *_refine(entry, refiner, store, progress))
             else:
                 progress(entry.num_masks)
             scores[entry.name][name] = score
@@ -240,7 +218,7 @@ class _Store:
     """
 
     def __init__(self, output: Path, name: str) -> None:
-        self._masks, self._scores = output / "masks" / name, output / "scores" / name
+        self._masks, self._scores, self._undecided = (output / kind / name for kind in ("masks", "scores", "undecided"))
 
     def masks_file(self, refiner: str) -> Path:
         """Where the masks of a refiner lie."""
@@ -264,6 +242,20 @@ class _Store:
         write_json_atomically(self._score_file(refiner), {"fingerprint": fingerprint, "score": asdict(score)})
         return score
 
+    def find_undecided(self, fingerprint: Record) -> dict[Any, ImageOutcome] | None:
+        """By image id, what an earlier run with the same fingerprint refined."""
+        file = self._undecided_file(fingerprint)
+        if not file.exists():
+            return None
+        return {outcome["image_id"]: ImageOutcome(**outcome) for outcome in read_json(file)}
+
+    def put_undecided(self, fingerprint: Record, outcomes: Mapping[Any, ImageOutcome]) -> None:
+        """Keep what was refined, before a gate decided."""
+        write_json_atomically(self._undecided_file(fingerprint), [asdict(outcome) for outcome in outcomes.values()])
+
+    def _undecided_file(self, fingerprint: Record) -> Path:
+        return self._undecided / f"{_sha256(fingerprint)}.json"
+
     def _score_file(self, refiner: str) -> Path:
         return self._scores / self.masks_file(refiner).name
 
@@ -274,21 +266,45 @@ def _make(entry: Input) -> tuple[list[Record], Score]:
 
 
 def _refine(
-    entry: Input, refiner: PhoenixRefiner | CropRefiner, coarse_file: Path, progress: Callable[[int], object]
+    entry: Input, refiner: PhoenixRefiner | CropRefiner, store: _Store, progress: Callable[[int], object]
 ) -> tuple[list[Record], Score]:
-    job = plan_job(coarse_file, image_folder=entry.folder / "images", annotation_file=entry.folder / "instances.json")
-    outcomes = {}
-    source = survey_job(refiner, job.tasks)
-    for task in job.tasks:
-        outcome = outcomes[task.image_id] = refine_image(refiner, task, source=source)
-        if outcome.error is not None:
-            raise ValueError(outcome.error)
-        progress(len(outcome.changes))
+    coarse_file, annotation_file = store.masks_file(COARSE), entry.folder / "instances.json"
+    job = plan_job(coarse_file, image_folder=entry.folder / "images", annotation_file=annotation_file)
+    outcomes = _refine_images(entry, refiner, job.tasks, store, progress)
     decided = decide(job.tasks, outcomes, refiner)
     records = job.finished(decided)
     statuses = [status for outcome in decided.values() for status in outcome.statuses]
     seconds = sum(outcome.seconds for outcome in decided.values())
     return records, score_masks(entry.annotations, records, statuses=statuses, seconds=seconds)
+
+
+def _refine_images(
+    entry: Input,
+    refiner: PhoenixRefiner | CropRefiner,
+    tasks: Sequence[ImageTask],
+    store: _Store,
+    progress: Callable[[int], object],
+) -> dict[Any, ImageOutcome]:
+    """Refine the images of an input; a gate that can wait has not decided yet, and does not matter."""
+    fingerprint = None
+    if isinstance(refiner, PhoenixRefiner):
+        waiting = refiner.with_options(gate="auto") if refiner.options.gate == "off" else refiner
+        if decides_late(waiting):
+            refiner = waiting
+            fingerprint = {"coarse": entry.fingerprint, **refiner_fingerprint(refiner), "gate": None}
+    if fingerprint and (known := store.find_undecided(fingerprint)):
+        progress(entry.num_masks)
+        return known
+    outcomes = {}
+    source = survey_job(refiner, tasks)
+    for task in tasks:
+        outcome = outcomes[task.image_id] = refine_image(refiner, task, source=source)
+        if outcome.error is not None:
+            raise ValueError(outcome.error)
+        progress(len(outcome.changes))
+    if fingerprint:
+        store.put_undecided(fingerprint, outcomes)
+    return outcomes
 
 
 def _sha256(content: Any) -> str:

@@ -10,19 +10,22 @@ import numpy as np
 import torch
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from torch import Tensor
 
 from phoenix_d2.data.mask_json import Record, decode_segmentation
 from phoenix_d2.offline.perturb import adversarial_alone, perturb_image_masks
 from phoenix_d2.offline.report import markdown_table
 from phoenix_d2.ops.boundary import CroppedMask
+from phoenix_d2.ops.frames import Frame
+from phoenix_d2.ops.windows import box_window
 from phoenix_d2.perturbation import NoiseSampler
-from phoenix_d2.perturbation.guidance import Guide
+from phoenix_d2.perturbation.guidance import ALL_GUIDES
 from phoenix_d2.perturbation.semantics import FEATURES, semantic_correlation, semantic_features
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.structures import PerturbationOutcome
 from phoenix_d2.visualization import Image, compare_masks, contact_sheet
 
-GUIDES = tuple(guide.name.lower() for guide in Guide)
+GUIDES = ALL_GUIDES
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
 """Rows and columns of the paper's Figure 4."""
 
@@ -85,11 +88,12 @@ def measure_image(
     targets = {a["id"]: decode_segmentation(a["segmentation"], *size) for a in annotations}
     pixels, masks = torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(np.stack(list(targets.values())))
     made: list[MaskOfDraw] = []
+    known: dict[Frame, Tensor] = {}
     for kind in _kinds(sampler):
         noisy, noise = perturb_image_masks(
-            refiner, pixels, masks, sampler=kind, dense_prompt=dense_prompt, generator=generator
+            refiner, pixels, masks, sampler=kind, dense_prompt=dense_prompt, generator=generator, known=known
         )
-        attacked = kind.adversarial_prob > 0
+        attacked = kind.attacks
         for id_, mask, outcome, num_steps in zip(
             targets, noisy.cpu().numpy(), noise.outcome.tolist(), noise.num_steps.tolist(), strict=True
         ):
@@ -202,8 +206,7 @@ def draw_gallery(image: Image, target: NDArray[np.bool_], made: Sequence[MaskOfD
             kind = draw.guide or draw.source
             rows.setdefault(kind, {"target": target})[f"{kind} {draw.threshold:g}: {draw.iou:.2f}"] = mask
             extent |= mask
-    occupied = (np.flatnonzero(extent.any(axis=axis)) for axis in (1, 0))
-    window = tuple(slice(places[0], places[-1] + 1) for places in occupied)
+    window = box_window(extent, margin=1)
     crop = np.ascontiguousarray(image[window])
     # all rows show the whole crop, and so the same
     context = float(max(crop.shape))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Sequence
-from dataclasses import fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -22,6 +22,8 @@ from phoenix_d2.offline.job import ImageTask
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.perturbation import NoiseSampler
 from phoenix_d2.perturbation.degradations import iou_threshold
+from phoenix_d2.perturbation.guidance import ALL_GUIDES
+from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
 
@@ -29,25 +31,36 @@ from phoenix_d2.structures import PerturbationOutcome, PerturbationResult
 _MASKS_AT_ONCE = 8
 
 
+@dataclass(frozen=True)
+class Attack:
+    """A decoder to attack, and how.
+
+    Attributes:
+        refiner: whose decoder it is.
+        sampler: how the attack works.
+        dense_prompt: under attack, see `phoenix_d2.attack`.
+    """
+
+    refiner: PhoenixRefiner
+    sampler: NoiseSampler
+    dense_prompt: str
+
+    def fingerprint(self) -> Record:
+        """All that its noise depends on but what is attacked and by whose decoder, in plain values."""
+        return {"sampler": asdict(self.sampler), "dense_prompt": self.dense_prompt}
+
+
 def perturb_tasks(
-    refiner: MaskRefiner,
-    tasks: Iterable[ImageTask],
-    *,
-    strength: float,
-    sampler: NoiseSampler,
-    dense_prompt: str,
-    seed: int = 0,
+    attack: Attack, tasks: Iterable[ImageTask], *, strength: float, seed: int = 0
 ) -> tuple[list[Record], list[PerturbationOutcome]]:
     """Degrade the masks of annotations by attacks on a decoder, as `degrade_annotations` does by other means.
 
     An image's noise depends on the seed, its id and its masks alone.
 
     Args:
-        refiner: whose decoder is attacked.
+        attack: its sampler's thresholds, guides and shares of other noise do not count: masks are led to all guides.
         tasks: of an annotation file, from `offline.job.plan_job`.
         strength: from 0, an IoU of 0.9, to 1, an IoU of 0.5.
-        sampler: how the attack works; its thresholds and its shares of other noise do not count.
-        dense_prompt: under attack, see `phoenix_d2.attack`.
         seed: of the noise.
 
     Returns:
@@ -58,18 +71,18 @@ def perturb_tasks(
         ValueError: an image cannot be read, the strength is out of range, or there is no such dense prompt.
     """
     threshold = iou_threshold(strength)
-    sampler = adversarial_alone(sampler, iou_range=(threshold, threshold))
+    sampler = adversarial_alone(attack.sampler, iou_range=(threshold, threshold), guides=ALL_GUIDES)
     made = {}
     for task in tasks:
         image = torch.from_numpy(read_image(task.path)).permute(2, 0, 1)
         masks = [decode_segmentation(record["segmentation"], *task.size) for record in task.records]
         seed_of_image = zlib.crc32(f"{seed} {task.image_id}".encode())
         noisy, noise = perturb_image_masks(
-            refiner,
+            attack.refiner.refiner,
             image,
             torch.from_numpy(np.stack(masks)),
             sampler=sampler,
-            dense_prompt=dense_prompt,
+            dense_prompt=attack.dense_prompt,
             generator=torch.Generator().manual_seed(seed_of_image),
         )
         for place, record, mask, outcome in zip(
@@ -99,6 +112,7 @@ def perturb_image_masks(
     sampler: NoiseSampler,
     dense_prompt: str,
     generator: torch.Generator,
+    known: dict[Frame, Tensor] | None = None,
 ) -> tuple[Tensor, PerturbationResult]:
     """Perturb the masks of one image, each in the frame that `MaskRefiner.refine` would refine it in.
 
@@ -109,6 +123,7 @@ def perturb_image_masks(
         sampler: draws the noise.
         dense_prompt: under attack, see `phoenix_d2.attack`.
         generator: of all draws.
+        known: embeddings of frames of this image, handed from call to call; that of the whole image is added.
 
     Returns:
         (N, H, W) bool noisy masks on the device of the refiner, and what the sampler says of them, in the
@@ -123,6 +138,7 @@ def perturb_image_masks(
     options = replace(refiner.options, zoom_small=True)
     _, frames = refiner.plan(masks, options)
     noisy, result = masks.clone(), _untouched(len(masks), refiner)
+    known = {} if known is None else known
     planned = sorted(frames)
     for start in range(0, len(planned), _MASKS_AT_ONCE):
         rows = torch.tensor(planned[start : start + _MASKS_AT_ONCE])
@@ -130,8 +146,10 @@ def perturb_image_masks(
         coverage = [frame.masks_to_low_res(masks[row, None]) for row, frame in zip(rows, chunk, strict=True)]
         targets = torch.cat(coverage)
         valid = torch.cat([frame.valid_mask(refiner.device) for frame in chunk])
-        embeddings = _encode(refiner, image, chunk)
-        decode = attackable_decoder(refiner, embeddings, targets, valid=valid, dense_prompt=dense_prompt)
+        decode = None
+        if sampler.attacks:
+            embeddings = _encode(refiner, image, chunk, known)
+            decode = attackable_decoder(refiner, embeddings, targets, valid=valid, dense_prompt=dense_prompt)
         noise = sampler(decode, targets >= 0.5, valid, generator=generator)
         for field in fields(PerturbationResult):
             getattr(result, field.name)[rows] = getattr(noise, field.name)
@@ -154,11 +172,15 @@ def _untouched(num_masks: int, refiner: MaskRefiner) -> PerturbationResult:
     )
 
 
-def _encode(refiner: MaskRefiner, image: Tensor, frames: Sequence[Frame]) -> Tensor:
-    """(n, C, h, w) embedding of each frame; equal ones are encoded once."""
-    distinct = list(dict.fromkeys(frames))
-    embeddings = refiner.encode_image(torch.stack([refiner.preprocess(image, frame) for frame in distinct]))
-    return embeddings[[distinct.index(frame) for frame in frames]]
+def _encode(refiner: MaskRefiner, image: Tensor, frames: Sequence[Frame], known: dict[Frame, Tensor]) -> Tensor:
+    """(n, C, h, w) embedding of each frame; equal ones are encoded once, and that of the whole image becomes known."""
+    encoded = dict(known)
+    if missing := [frame for frame in dict.fromkeys(frames) if frame not in known]:
+        windows = torch.stack([refiner.preprocess(image, frame) for frame in missing])
+        encoded.update(zip(missing, refiner.encode_image(windows), strict=True))
+    # a window is one mask's, and thousands of them would fill the memory
+    known.update({frame: embedding for frame, embedding in encoded.items() if frame.is_whole})
+    return torch.stack([encoded[frame] for frame in frames])
 
 
 def _to_image(mask: Tensor, frame: Frame) -> Tensor:

@@ -20,6 +20,10 @@ class Guide(IntEnum):
     """The complement of the target: both."""
 
 
+ALL_GUIDES = tuple(guide.name.lower() for guide in Guide)
+"""The names of all guides, in their order."""
+
+
 def guidance_masks(target_masks: Tensor, guides: Tensor) -> Tensor:
     """Guidance mask of each target.
 

@@ -75,6 +75,11 @@ class NoiseSampler:
         """What the other kinds leave."""
         return 1 - self.morphology_prob - self.shapeless_prob - self.degradation_prob
 
+    @property
+    def attacks(self) -> bool:
+        """Whether any noise can be adversarial; the sum of the other probabilities may miss 1 by a rounding."""
+        return self.adversarial_prob > _ROUNDING
+
     def __call__(
         self,
         decode: Decode | None,
@@ -100,7 +105,7 @@ class NoiseSampler:
         Raises:
             ValueError: there is no decoder and some noise could be adversarial.
         """
-        if decode is None and self.adversarial_prob > _ROUNDING:
+        if decode is None and self.attacks:
             raise ValueError(
                 f"decode is None, but {self.adversarial_prob:.3g} of the noise is adversarial. Pass a decoder, or let "
                 "the probabilities of the other kinds add up to 1."

@@ -10,9 +10,10 @@ import torch
 
 from phoenix_d2.data.mask_json import check_results, decode_segmentation
 from phoenix_d2.offline.job import plan_job
-from phoenix_d2.offline.perturb import adversarial_alone, perturb_image_masks, perturb_tasks
+from phoenix_d2.offline.perturb import Attack, adversarial_alone, perturb_image_masks, perturb_tasks
 from phoenix_d2.ops.masks import mask_iou
 from phoenix_d2.perturbation import NoiseSampler
+from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.refiner import RefineOptions
 from phoenix_d2.sam.build import build_refiner
 from phoenix_d2.structures import PerturbationOutcome
@@ -87,8 +88,8 @@ def test_adversarial_alone():
 
 def test_annotations_become_results_that_name_them(network, dataset):
     tasks = plan_job(dataset.path, image_folder=dataset.folder).tasks
-    arguments = {"strength": 1.0, "sampler": SAMPLER, "dense_prompt": "none"}
-    records, outcomes = perturb_tasks(network, tasks, **arguments)
+    attack = Attack(PhoenixRefiner(network), replace(SAMPLER, guides=("expansion",)), "none")
+    records, outcomes = perturb_tasks(attack, tasks, strength=1.0)
     check_results(records, source="test", annotations=dataset.data)
     # in the order of the file, and without the crowd
     assert [record["gt_id"] for record in records] == [10, 11, 12, 13, 14] and len(outcomes) == 5
@@ -98,11 +99,29 @@ def test_annotations_become_results_that_name_them(network, dataset):
     assert [mask.any() for mask in noisy] == [target.any() for target in targets[:5]]
     assert not np.array_equal(noisy[0], targets[0])
     # what is drawn for an image does not hang on others
-    alone, _ = perturb_tasks(network, tasks[1:], **arguments)
+    alone, _ = perturb_tasks(attack, tasks[1:], strength=1.0)
     assert alone == [record for record in records if record["image_id"] == 2]
-    assert perturb_tasks(network, tasks, **arguments, seed=1)[0] != records
+    assert perturb_tasks(attack, tasks, strength=1.0, seed=1)[0] != records
+    # whichever guides the sampler has: training may need some alone, evaluation all
+    assert perturb_tasks(replace(attack, sampler=SAMPLER), tasks, strength=1.0)[0] == records
 
 
 def test_a_strength_out_of_range(network):
     with pytest.raises(ValueError, match=r"1\.5.*0 to 1"):
-        perturb_tasks(network, [], strength=1.5, sampler=SAMPLER, dense_prompt="none")
+        perturb_tasks(Attack(PhoenixRefiner(network), SAMPLER, "none"), [], strength=1.5)
+
+
+def test_the_whole_image_is_encoded_once(network, image, masks, monkeypatch):
+    encoded, encode = [], network.encode_image
+    monkeypatch.setattr(network, "encode_image", lambda images: encoded.append(len(images)) or encode(images))
+    many, known = masks[0].expand(20, -1, -1), {}
+    generator = torch.Generator().manual_seed(0)
+    arguments = {"sampler": SAMPLER, "dense_prompt": "target", "generator": generator, "known": known}
+    perturb_image_masks(network, image, many, **arguments)
+    perturb_image_masks(network, image, many, **arguments)
+    assert encoded == [1] and len(known) == 1
+    # noise that attacks nothing needs no embedding, and those of windows are not kept
+    perturb(network, image, masks[1:2], replace(SAMPLER, morphology_prob=1.0))
+    assert encoded == [1]
+    perturb_image_masks(network, image, masks[1:2], **arguments)
+    assert encoded == [1, 1] and len(known) == 1

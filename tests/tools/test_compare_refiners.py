@@ -8,12 +8,19 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from phoenix_d2.baselines.morphology import Morphology
 from phoenix_d2.data.datasets.drawn import draw_dataset
 from phoenix_d2.data.degrade import degrade_annotations
-from phoenix_d2.data.mask_json import draw_images, load_annotations, load_results
+from phoenix_d2.data.mask_json import decode_segmentation, draw_images, load_annotations, load_results
 from phoenix_d2.offline import compare
+from phoenix_d2.offline.job import plan_job
+from phoenix_d2.offline.survey import read_scene
+from phoenix_d2.predictor import PhoenixRefiner
+from phoenix_d2.refiner import RefineOptions
+from phoenix_d2.sam.build import build_refiner
+from tests.gates import gate_of
 
 TOOL = Path(__file__).parents[2] / "tools" / "compare_refiners.py"
 NUM_IMAGES = 4
@@ -176,3 +183,28 @@ def test_figures_are_those_of_the_masks(case, folder):
     pairs, precision = paired_iou(annotations, masks), evaluate_masks(annotations, masks)
     np.testing.assert_allclose([row["IoU"], row["bIoU 2 %"]], [pairs.iou, pairs.boundary_iou], atol=1e-3)
     assert (row["AP"], row["bAP"]) == (precision["segm"]["AP"], precision["boundary"]["AP"])
+
+
+def test_refiners_that_differ_in_their_gate_alone_refine_once(case, folder, monkeypatch):
+    torch.manual_seed(0)
+    network = build_refiner("tiny", input_size=64, options=RefineOptions(num_iters=1))
+    network.gate = gate_of(1.0)
+    refiner = PhoenixRefiner(network)
+    variants = {"phoenix": refiner, "phoenix:gate=off": refiner.with_options(gate="off")}
+    monkeypatch.setattr(tool, "load_refiner", lambda name, args: variants[name])
+    rows = case.run(refiners=list(variants))
+    assert case.num_refined == 2 * NUM_IMAGES
+    assert [row["kept"] for row in rows if row["refiner"] != "coarse"] == [0] * 4
+
+    # another gate decides on what is there; a refiner alone makes the same
+    network.gate = gate_of(-1.0, margin=1.0)
+    rows = case.run(refiners=list(variants))
+    assert case.num_refined == 0
+    assert [row["kept"] for row in rows if row["refiner"] != "coarse"] == [100, 0] * 2
+    masks = load_results(case.output / "masks" / "drawn" / "polygon" / "phoenix%3Agate=off.json")
+    task = plan_job(
+        folder / "coarse_polygon.json", image_folder=folder / "images", annotation_file=folder / "instances.json"
+    ).tasks[0]
+    expected = variants["phoenix:gate=off"].refine(*read_scene(task)).masks
+    found = [decode_segmentation(m["segmentation"], 96, 128) for m in masks if m["image_id"] == task.image_id]
+    assert np.array_equal(found, expected)
