@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import yaml
 from detectron2.config import CfgNode as CN
 from detectron2.config import get_cfg
 
@@ -38,11 +39,13 @@ def load_config(name: str) -> CN:
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file has a key that does not exist, or a value of another type than its key's.
+        ValueError: the file is no YAML, has a key that does not exist, or a value of another type than its key's.
     """
     cfg, path = get_phoenix_cfg(), find_config(name)
     try:
         cfg.merge_from_file(path)
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
     except (KeyError, ValueError) as error:
         raise ValueError(f"{path}: {error.args[0]}") from error
     return cfg
@@ -60,7 +63,7 @@ def override_config(cfg: CN, overrides: Sequence[Any]) -> None:
     """
     try:
         cfg.merge_from_list(list(overrides))
-    except (AssertionError, KeyError, ValueError) as error:
+    except (AssertionError, KeyError, TypeError, ValueError) as error:
         given = " ".join(map(str, overrides))
         raise ValueError(f"{given}: {error.args[0]}. All keys are in phoenix_d2/config.py.") from error
 
@@ -154,6 +157,8 @@ def _phoenix_node() -> CN:
     node.PERTURBATION.SHAPELESS_PROB = 0.0
     # probability of a mask that is nearly right (mask head, polygon, or no noise): good masks are to stay good; ours
     node.PERTURBATION.DEGRADATION_PROB = 0.0
+    # probability that the noise is the decoder's own answer to points or a box: wrong as a model's masks are; ours
+    node.PERTURBATION.OWN_NOISE_PROB = 0.0
     # dense prompt under attack: "none" (SAM's no-mask embedding) suits SAM's weights, "target" a small decoder; ours
     node.PERTURBATION.DENSE_PROMPT = "none"
     # probability that a mask of DATASETS.COARSE_FILES_TRAIN, where there is one, is the noise (paper Table 4e)
@@ -219,7 +224,8 @@ def _phoenix_node() -> CN:
     node.FEATURE_CACHE = ""
     node.FEATURE_CACHE_GB = 10.0
 
-    # arithmetic of encoder and decoder under SOLVER.AMP.ENABLED: "bfloat16" or "float16"
+    # arithmetic of encoder and decoder under SOLVER.AMP.ENABLED: "float16" (paper C.2) or "bfloat16", which needs no
+    # scaling of losses; ours
     node.AMP_DTYPE = "bfloat16"
     return node
 
@@ -249,6 +255,8 @@ def _refiner_node() -> CN:
     # folder where embeddings of images and zoomed windows are kept, in use and in evaluation, and its limit; "" is off
     node.EMBEDDING_CACHE = ""
     node.EMBEDDING_CACHE_GB = 10.0
+    # compile the network with torch.compile, minutes that pay in long jobs on a GPU (docs/performance.md)
+    node.COMPILE = False
     # META_ARCHITECTURE "RefinedDetector": the detector's own META_ARCHITECTURE
     node.DETECTOR = "GeneralizedRCNN"
     # which of its outputs are refined; each costs its masks

@@ -16,9 +16,14 @@ from torch import Tensor, nn
 
 from phoenix_d2.losses.criterion import RefinementCriterion
 from phoenix_d2.modeling.build import amp_dtype, build_feature_cache, build_refiner
+from phoenix_d2.ops.masks import mask_iou
+from phoenix_d2.prompting.simulated import simulate_prompts
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.sam.checkpoint import is_frozen
 from phoenix_d2.sam.feature_cache import CachedEncoder, FeatureCache
+
+MIN_OWN_IOU = 0.3
+"""Least IoU with the target of an answer that serves as its noise: below, it is likely another object."""
 
 _REFINER_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
 
@@ -71,6 +76,8 @@ class RefinerArchitecture(nn.Module, ABC):
         trainable: parts of the refiner that training changes.
         seed: of every random draw in training; draws depend on it, the iteration and the process alone.
         max_iter: iterations of the whole run, for schedules.
+        model_noise_prob: probability that a model's mask, where there is one, is the noise.
+        own_noise_prob: probability that the noise of a mask is the decoder's own answer to simulated prompts.
         amp_dtype: arithmetic of encoder and decoder in training; None is float32.
         feature_cache: keeps what the frozen part of the encoder makes of training images.
 
@@ -87,6 +94,8 @@ class RefinerArchitecture(nn.Module, ABC):
         trainable: Sequence[str],
         seed: int,
         max_iter: int,
+        model_noise_prob: float = 1.0,
+        own_noise_prob: float = 0.0,
         amp_dtype: torch.dtype | None,
         feature_cache: FeatureCache | None = None,
     ) -> None:
@@ -100,6 +109,8 @@ class RefinerArchitecture(nn.Module, ABC):
         self.criterion = criterion
         self.seed = seed
         self.max_iter = max_iter
+        self.model_noise_prob = model_noise_prob
+        self.own_noise_prob = own_noise_prob
         self.amp_dtype = amp_dtype
         for part in _REFINER_PARTS:
             for name, parameter in refiner.get_submodule(part).named_parameters():
@@ -122,6 +133,8 @@ class RefinerArchitecture(nn.Module, ABC):
             "trainable": tuple(cfg.MODEL.PHOENIX.TRAINABLE),
             "seed": max(cfg.SEED, 0),
             "max_iter": cfg.SOLVER.MAX_ITER,
+            "model_noise_prob": cfg.MODEL.PHOENIX.PERTURBATION.MODEL_NOISE_PROB,
+            "own_noise_prob": cfg.MODEL.PHOENIX.PERTURBATION.OWN_NOISE_PROB,
             "amp_dtype": amp_dtype(cfg),
             "feature_cache": build_feature_cache(cfg),
         }
@@ -175,6 +188,33 @@ class RefinerArchitecture(nn.Module, ABC):
             torch.cat(valid),
             torch.cat(model_masks),
         )
+
+    @torch.no_grad()
+    def model_noise(self, batch: TargetBatch, generator: torch.Generator) -> Tensor:
+        """Noise that a model made (paper Table 4e): the batch's, or the answers of the decoder as it is now.
+
+        What it answers to points or a box is wrong as masks of detectors and interactive models are: parts are missing,
+        neighbours are taken in.
+
+        Returns:
+            (N, s, s) bool; empty where the dice, or an answer that misses its target, leave a mask to other noise.
+        """
+        chance = torch.rand(2, len(batch.image_index), generator=generator).to(self.device)
+        masks = batch.model_masks & (chance[0] < self.model_noise_prob)[:, None, None]
+        rows = ((chance[1] < self.own_noise_prob) & ~masks.flatten(1).any(1)).nonzero()[:, 0]
+        if not len(rows):
+            return masks
+        targets, valid = batch.masks[rows], batch.valid[rows]
+        prompts = simulate_prompts(targets, stride=self.refiner.stride, generator=generator)
+        with self.autocast():
+            prediction = self.refiner.decode(batch.embeddings[rows], prompts)
+        # any of the candidates: the likely ones alone would be alike
+        candidates = prediction.iou_predictions.shape[1]
+        drawn = torch.randint(candidates, (len(rows),), generator=generator).to(self.device)
+        answers = (prediction.select(drawn).low_res_logits[:, 0] > 0) & valid
+        hits = mask_iou(answers, targets, valid) >= MIN_OWN_IOU
+        masks[rows] = answers & hits[:, None, None]
+        return masks
 
     def _encode(self, images: list[Tensor]) -> Tensor:
         """Embed (3, h, w) uint8 images, resized to the model input already, through the cache if there is one."""

@@ -56,7 +56,7 @@ class RefinerHook:
         memory: of the model's masks; assign one that was filled before to decide on all images alike.
 
     Raises:
-        ValueError: the format is unknown, the model bypasses hooks, or already has a refiner.
+        ValueError: `model` is no nn.Module, the format is unknown, the model bypasses hooks, or already has a refiner.
     """
 
     def __init__(
@@ -69,6 +69,9 @@ class RefinerHook:
         rescore: bool = False,
         image_format: str | None = None,
     ) -> None:
+        if not isinstance(model, nn.Module):
+            remedy = "pass its .model" if hasattr(model, "model") else "pass the model itself"
+            raise ValueError(f"Expected a model, an nn.Module, got a {type(model).__name__}: {remedy}.")
         model = _unwrapped(model)
         _check_attachable(model)
         _check_outputs(outputs)

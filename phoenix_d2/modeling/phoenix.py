@@ -27,7 +27,6 @@ class Phoenix(RefinerArchitecture):
         teacher: finds the targets, in place of annotations (paper A.1); None trains towards annotations. It answers as
             the weights do that training starts from, and a checkpoint keeps it, so that a resumed run has the same.
         dense_prompt: dense prompt under attack: "none" or "target".
-        model_noise_prob: probability that a model's mask, where there is one, is the noise.
         drop_prob: probability that a sample's points and box are left out.
         cascade_prob: probability at the end of training that the refiner's own output replaces the noisy mask.
         cascade_depth: most passes that such an output is deep.
@@ -45,7 +44,6 @@ class Phoenix(RefinerArchitecture):
         noise_sampler: NoiseSampler,
         teacher: PointGridTeacher | None = None,
         dense_prompt: str = "none",
-        model_noise_prob: float = 1.0,
         drop_prob: float = 0.3,
         cascade_prob: float = 0.5,
         cascade_depth: int = 4,
@@ -65,7 +63,6 @@ class Phoenix(RefinerArchitecture):
         if teacher is not None:
             self.register_load_state_dict_pre_hook(_teach_as_loaded)
         self.dense_prompt = dense_prompt
-        self.model_noise_prob = model_noise_prob
         self.drop_prob = drop_prob
         self.cascade_prob = cascade_prob
         self.cascade_depth = cascade_depth
@@ -80,7 +77,6 @@ class Phoenix(RefinerArchitecture):
             "noise_sampler": build_noise_sampler(cfg),
             "teacher": build_teacher(cfg, base["refiner"]),
             "dense_prompt": node.PERTURBATION.DENSE_PROMPT,
-            "model_noise_prob": node.PERTURBATION.MODEL_NOISE_PROB,
             "drop_prob": node.PROMPT.DROP_PROB,
             "cascade_prob": node.CASCADE.MAX_PROB,
             "cascade_depth": node.CASCADE.MAX_DEPTH,
@@ -135,8 +131,7 @@ class Phoenix(RefinerArchitecture):
             valid=batch.valid,
             dense_prompt=self.dense_prompt,
         )
-        used = torch.rand(len(batch.coverage), generator=generator) < self.model_noise_prob
-        model_masks = batch.model_masks & used.to(self.device)[:, None, None]
+        model_masks = self.model_noise(batch, generator)
         return self.noise_sampler(decode, batch.masks, batch.valid, model_masks=model_masks, generator=generator)
 
     @torch.no_grad()

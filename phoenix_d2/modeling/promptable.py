@@ -12,9 +12,10 @@ from torch import Tensor
 
 from phoenix_d2.modeling.base import RefinerArchitecture, TargetBatch
 from phoenix_d2.modeling.build import build_criterion, build_noise_sampler
-from phoenix_d2.ops.masks import mask_iou, masks_to_boxes
+from phoenix_d2.ops.masks import mask_iou
 from phoenix_d2.perturbation import NoiseSampler
-from phoenix_d2.prompting import drop_visual_prompts, to_sam_coords
+from phoenix_d2.prompting import drop_visual_prompts
+from phoenix_d2.prompting.simulated import draw_pixels, jittered_boxes, pixel_centres
 from phoenix_d2.structures import MaskPrediction, PointLabel, Prompts
 
 
@@ -121,12 +122,14 @@ class PromptableDecoder(RefinerArchitecture):
         """Simulated first prompts, (N,) bool which of them have a mask prompt, and (N, s, s) bool coarse masks."""
         kind = torch.multinomial(self.prompt_probs.expand(len(batch.image_index), 3), 1, generator=generator)
         is_point, is_box, is_mask = (kind.to(self.device) == k for k in range(3))
-        noise = self.noise_sampler(None, batch.masks, batch.valid, generator=generator)
+        model_masks = self.model_noise(batch, generator)
+        noise = self.noise_sampler(None, batch.masks, batch.valid, model_masks=model_masks, generator=generator)
         derived = self.refiner.derive_prompts(noise.masks.float(), batch.embeddings, batch.valid)
         derived = drop_visual_prompts(derived, probability=self.drop_prob, generator=generator)
 
-        points = self._centres(_draw_pixels(batch.masks, generator))
-        boxes = self._jittered_boxes(batch.masks, generator)
+        stride = self.refiner.stride
+        points = pixel_centres(draw_pixels(batch.masks, generator), batch.masks, stride)
+        boxes = jittered_boxes(batch.masks, stride=stride, generator=generator)
         coords = torch.cat([points, boxes, derived.point_coords], dim=1)
         corners = torch.tensor([PointLabel.BOX_TOP_LEFT, PointLabel.BOX_BOTTOM_RIGHT], device=self.device)
         labels = torch.cat(
@@ -139,39 +142,19 @@ class PromptableDecoder(RefinerArchitecture):
         )
         return Prompts(coords, labels, derived.mask_logits), is_mask[:, 0], noise.masks
 
-    def _jittered_boxes(self, masks: Tensor, generator: torch.Generator) -> Tensor:
-        """(N, 2, 2) corners of the targets' boxes, moved as SAM's: by a tenth of the side, at most 20 pixels."""
-        boxes = masks_to_boxes(masks).float() * self.refiner.stride
-        sides = (boxes[:, 2:] - boxes[:, :2]).repeat(1, 2)
-        noise = torch.randn(boxes.shape, generator=generator).to(self.device) * 0.1 * sides
-        boxes = boxes + noise.clamp(-20, 20)
-        return to_sam_coords(boxes.unflatten(1, (2, 2)))
-
     def _correct(self, prompts: Prompts, logits: Tensor, batch: TargetBatch, generator: torch.Generator) -> Prompts:
         """The mask so far as mask prompt, and one more point where it is wrong."""
         wrong = ((logits > 0) != batch.masks) & batch.valid
         anywhere = wrong.flatten(1).any(1)[:, None, None]
-        pixels = _draw_pixels(torch.where(anywhere, wrong, batch.masks), generator)
+        pixels = draw_pixels(torch.where(anywhere, wrong, batch.masks), generator)
         # a missed pixel becomes a foreground point, an invented one a background point
         labels = batch.masks.flatten(1).gather(1, pixels).long()
         scale = self.refiner.prompter.mask_scale
         return Prompts(
-            torch.cat([prompts.point_coords, self._centres(pixels)], dim=1),
+            torch.cat([prompts.point_coords, pixel_centres(pixels, batch.masks, self.refiner.stride)], dim=1),
             torch.cat([prompts.point_labels, labels], dim=1),
             logits.clamp(-scale, scale)[:, None],
         )
-
-    def _centres(self, pixels: Tensor) -> Tensor:
-        """(N, 1) flat low-resolution pixels to (N, 1, 2) coordinates as segment-anything takes them."""
-        side = self.refiner.low_res_size
-        xy = torch.stack([pixels % side, pixels // side], dim=-1)
-        return to_sam_coords((xy + 0.5) * self.refiner.stride)
-
-
-def _draw_pixels(regions: Tensor, generator: torch.Generator) -> Tensor:
-    """One pixel of each (N, s, s) bool region, uniformly: (N, 1) flat indices; any pixel of an empty region."""
-    weights = regions.flatten(1).to("cpu", torch.float32) + 1e-12
-    return torch.multinomial(weights, 1, generator=generator).to(regions.device)
 
 
 def _gain(masks: Tensor, coarse_masks: Tensor, batch: TargetBatch, has_mask: Tensor) -> dict[str, Tensor]:

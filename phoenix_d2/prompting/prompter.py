@@ -124,7 +124,8 @@ class CoarseMaskPrompter:
     def with_user_prompts(self, prompts: Prompts, cues: UserCues) -> Prompts:
         """Replace derived prompts by those that a user gives (visual cues, paper A.2).
 
-        Points take the place of the points, a box that of the box; what is not given stays as derived.
+        Points take the place of the points, a box that of the box; what is not given, to all masks or to one, stays as
+        derived.
 
         Args:
             prompts: what this prompter derived for N masks.
@@ -135,7 +136,9 @@ class CoarseMaskPrompter:
         point_set = old_coords[:, :split], old_labels[:, :split]
         corner_set = old_coords[:, split:], old_labels[:, split:]
         if cues.points is not None and cues.point_labels is not None:
-            point_set = to_sam_coords(cues.points), cues.point_labels.to(old_labels)
+            labels = cues.point_labels.to(old_labels)
+            given = (labels != PointLabel.PADDING).any(dim=1)
+            point_set = _choose(given, (to_sam_coords(cues.points), labels), point_set)
         if cues.boxes is not None:
             corner_set = _box_points(cues.boxes)
         return Prompts(*_join(point_set, corner_set), prompts.mask_logits)
@@ -200,8 +203,21 @@ def _padding(like: Tensor, count: int) -> PointSet:
     return torch.zeros(len(like), count, 2, device=like.device), labels
 
 
+def _choose(chosen: Tensor, points: PointSet, others: PointSet) -> PointSet:
+    """The points of the masks in `chosen` ((N,) bool), for the rest the others; the shorter set is padded."""
+    if chosen.all():
+        return points
+    count = max(points[1].shape[1], others[1].shape[1])
+    own, rest = (_append(each, _padding(each[1], count - each[1].shape[1])) for each in (points, others))
+    return torch.where(chosen[:, None, None], own[0], rest[0]), torch.where(chosen[:, None], own[1], rest[1])
+
+
+def _append(points: PointSet, others: PointSet) -> PointSet:
+    return torch.cat([points[0], others[0]], dim=1), torch.cat([points[1], others[1]], dim=1)
+
+
 def _join(points: PointSet, corners: PointSet) -> PointSet:
     """Points, then box corners; points without a box get the padding point that segment-anything gives them."""
     if points[1].shape[1] and not corners[1].shape[1]:
         corners = _padding(points[1], 1)
-    return torch.cat([points[0], corners[0]], dim=1), torch.cat([points[1], corners[1]], dim=1)
+    return _append(points, corners)

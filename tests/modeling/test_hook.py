@@ -328,3 +328,13 @@ def test_coco_evaluator(refiner, dataset, tmp_path):
     assert refined["segm"]["AP"] < 100, "random weights make masks worse"
     assert refined["bbox"] == pytest.approx(coarse["bbox"], nan_ok=True)
     assert len(json.loads((tmp_path / "coco_instances_results.json").read_text())) == 2
+
+
+def test_a_predictor_is_no_model(refiner):
+    class Predictor:
+        model = FakeDetector()
+
+    with pytest.raises(ValueError, match=r"nn\.Module, got a Predictor: pass its \.model"):
+        PhoenixRefiner(refiner).attach(Predictor())
+    with pytest.raises(ValueError, match="got a dict: pass the model itself"):
+        RefinerHook(refiner, {})

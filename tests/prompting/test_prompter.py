@@ -211,3 +211,15 @@ def test_settings_that_make_no_sense_are_refused(options: dict[str, Any]) -> Non
 def test_growth_without_embeddings_is_refused() -> None:
     with pytest.raises(ValueError, match="image_embeddings"):
         ask(soft_mask((8, 8, 20, 30)), box_growth=0.1)
+
+
+def test_a_mask_without_points_of_its_own_keeps_those_derived() -> None:
+    prompter = CoarseMaskPrompter()
+    derived = prompter(varied_masks()[:2], stride=STRIDE)
+    for labels in (torch.tensor([[1], [-1]]), torch.tensor([[1, 0, 1], [-1, -1, -1]])):
+        cues = UserCues(torch.full((*labels.shape, 2), 10.5), labels)
+        prompts = prompter.with_user_prompts(derived, cues)
+        width = max(labels.shape[1], 2)
+        assert prompts.point_labels[0, :width].tolist() == labels[0].tolist() + [PADDING] * (width - labels.shape[1])
+        assert prompts.point_labels[1].tolist() == [1, 0] + [PADDING] * (width - 2) + [2, 3]
+        assert prompts.point_coords[1, :2].equal(derived.point_coords[1, :2])
