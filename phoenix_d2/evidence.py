@@ -133,7 +133,7 @@ class MaskSource:
     @classmethod
     def of(cls, evidence: Tensor | NDArray[np.floating[Any]]) -> MaskSource:
         """The source of N masks by their (N, F) evidence; rows without any, of masks not refined, do not count."""
-        evidence = torch.as_tensor(evidence)
+        evidence = torch.as_tensor(evidence).cpu()
         known = evidence[~evidence.isnan().all(1)].double()
         return cls(len(known), tuple(known.nanmean(0).tolist())) if len(known) else cls()
 

@@ -165,11 +165,11 @@ class RefinementGate:
 
     def predict_gain(self, evidence: Tensor, source: MaskSource) -> Tensor:
         """(N, F) evidence, columns as in `EVIDENCE`, on masks of a source -> (N,) float32 predicted gain in quality."""
-        # in double precision, so that decisions hardly depend on the device
-        own = self.standardise(evidence.double())
+        # in double precision, so that decisions hardly depend on the device, and on the host, as some devices have none
+        own = self.standardise(evidence.cpu().double())
         others = self.standardise(own.new_tensor([source.mean_evidence])).expand_as(own)
         share = self.familiarity(source)
-        return ((1 - share) * self.alone(own) + share * self.known(torch.cat([own, others], dim=1))).float()
+        return ((1 - share) * self.alone(own) + share * self.known(torch.cat([own, others], dim=1))).to(evidence)
 
     def accepts(self, predicted_gain: Tensor, source: MaskSource) -> Tensor:
         """(N,) predicted gain of masks of a source -> (N,) bool."""

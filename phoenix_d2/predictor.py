@@ -254,6 +254,8 @@ class PhoenixRefiner:
 
 
 def _as_tensor(array: Array) -> Tensor:
+    if isinstance(array, str | Path):
+        raise ValueError(f"Expected an array, got {str(array)!r}: read it with phoenix_d2.data.images.read_image.")
     # tensors have no negative strides, which a reversed channel order leaves behind, and no read-only memory
     return array if isinstance(array, Tensor) else torch.from_numpy(np.require(array, requirements=("C", "W")))
 

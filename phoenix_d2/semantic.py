@@ -155,11 +155,11 @@ def merge_labels(
     merged = labels.to(device, copy=True)
     # logits, not probabilities, which are all 1 where the decoder is sure
     highest = torch.zeros(labels.shape, device=device)
+    given_up = parts.masks[refined].any(0).to(device)
     if background is None:
-        highest[parts.masks[refined].any(0)] = -torch.inf
+        highest[given_up] = -torch.inf
     else:
-        kept = parts.masks[[not each for each in refined]].any(0)
-        merged[~kept.to(device)] = background
+        merged[given_up] = background
     for i, frame in frames.items():
         if refined[i]:
             x0, y0, x1, y1 = frame.window

@@ -9,7 +9,7 @@ import torch
 from detectron2.config import get_cfg
 from detectron2.modeling import build_model
 
-from phoenix_d2.config import add_phoenix_config, find_config, get_phoenix_cfg, load_config
+from phoenix_d2.config import add_phoenix_config, find_config, get_phoenix_cfg, load_config, override_config
 from phoenix_d2.data.dataset_mapper import RefinementDatasetMapper
 from phoenix_d2.engine.optimizer import build_optimizer
 
@@ -158,6 +158,7 @@ def test_a_config_that_there_is_not_names_those_that_there_are():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("MODEL: [\n", r"typo\.yaml is no YAML"),
         ("MODEL:\n  PHOENIX:\n    PROMPTS: 3\n", r"typo\.yaml.*MODEL\.PHOENIX\.PROMPTS"),
         ("MODEL:\n  PHOENIX:\n    PERTURBATION:\n      MAX_STEPS: ten\n", r"typo\.yaml.*MAX_STEPS"),
     ],
@@ -167,3 +168,8 @@ def test_a_mistake_in_a_config_names_file_and_key(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(ValueError, match=message):
         load_config(str(path))
+
+
+def test_an_override_of_what_is_no_node():
+    with pytest.raises(ValueError, match=r"SOLVER\.BASE_LR\.X 1: "):
+        override_config(get_phoenix_cfg(), ["SOLVER.BASE_LR.X", 1])

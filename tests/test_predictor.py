@@ -244,3 +244,10 @@ def test_weights_are_saved_in_the_form_that_can_be_loaded(predictor: PhoenixRefi
     with pytest.raises(ValueError, match=r"saved as .safetensors, got .*refiner.pth"):
         predictor.save(tmp_path / "refiner.pth")
     assert not list(tmp_path.iterdir())
+
+
+def test_slips_of_a_first_call(predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray) -> None:
+    with pytest.raises(ValueError, match=r"got 'photo\.jpg': read it with .*read_image"):
+        predictor.refine("photo.jpg", masks)
+    with pytest.raises(ValueError, match=r"got \(48, 64\): of one mask, pass mask\[None\]"):
+        predictor.refine(image, masks[0])

@@ -123,6 +123,9 @@ def test_specks_stay_unless_they_are_claimed():
     result = SimpleNamespace(masks=logits > 0, low_res_logits=logits, status=torch.zeros(3))
     merged = merge_labels(labels, parts, result, dict.fromkeys(range(3), frame))
     assert merged[3, 3] == 1 and merged[3, 16] == 3
+    # where there is a background too: of a label whose parts were all kept, nothing is given up
+    kept = SimpleNamespace(masks=parts.masks, low_res_logits=logits, status=torch.full((3,), int(KEPT)))
+    assert merge_labels(labels, parts, kept, dict.fromkeys(range(3), frame), background=0).equal(labels)
 
 
 def test_the_background_gets_what_is_given_up_and_gives_what_is_gained():

@@ -189,9 +189,13 @@ def write_report(
     predictions: Mapping[str, tuple[JudgedMasks, Floats]],
 ) -> None:
     """Print what the gate makes of every set, and write it beside the weights as Markdown, JSON and a plot."""
+    from phoenix_d2.evidence import ENOUGH_MASKS
     from phoenix_d2.offline.calibrate import draw_reliability
     from phoenix_d2.offline.report import markdown_table, staged_folder, without_nan
 
+    num_masks = sum(len(masks) for masks, _ in predictions.values())
+    if num_masks < ENOUGH_MASKS:
+        print(f"warning: {num_masks} masks say little of a refiner; {ENOUGH_MASKS} or more make a gate to rely on")
     table = markdown_table([{"set": name, **row} for name, row in figures.items()])
     with staged_folder(output.parent) as folder:
         report = {"gate": gate.to_metadata(), "sets": without_nan(figures)}
@@ -201,6 +205,9 @@ def write_report(
     print(table)
     unknown, known = 100 * (gate.min_gain + gate.margin), 100 * gate.min_gain
     print(
+        "IoU and boundary IoU (percent): of the coarse masks, of all refined ones, of what the gate accepts with the "
+        "set as source and with each image for itself, and of the better of each pair (oracle). Gain kept and harm "
+        "avoided are shares of what refining all masks adds to those that gain, and takes from those that lose.\n"
         f"Masks are accepted from a predicted gain of {unknown:g} points on, of well known sources from {known:g} on."
     )
 

@@ -45,7 +45,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         help="a label that is no class: it is not refined, and gets what classes give up (VOC: 0; default: none)",
     )  # fmt: skip
     parser.add_argument("--void", type=int, default=255, metavar="LABEL", help="not refined, stays (default: 255)")
-    add_refiner_arguments(parser)
+    add_refiner_arguments(parser, classical=False)
     add_run_arguments(parser)
     return parser.parse_args(argv)
 

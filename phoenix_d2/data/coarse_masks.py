@@ -81,16 +81,20 @@ class CoarseMaskMapper:
     """Test samples: the whole image and its coarse masks.
 
     Args:
-        dataset_name: whose category ids are mapped to contiguous ones.
+        dataset_name: whose category ids are mapped to contiguous ones, as Detectron2 maps those of its annotations.
         degradation: (kind, strength) in `phoenix_d2.perturbation.DEGRADATIONS` that makes coarse masks of the
             ground truth where the dict has no "coarse_results"; seeded by the image's id.
 
     Raises:
-        ValueError: the kind is unknown, or the strength out of range.
+        ValueError: the kind is unknown, or the strength out of range; of a sample, a category is none of the dataset's.
     """
 
     def __init__(self, dataset_name: str, degradation: tuple[str, float]) -> None:
-        self.category_ids = MetadataCatalog.get(dataset_name).get("thing_dataset_id_to_contiguous_id", {})
+        metadata = MetadataCatalog.get(dataset_name)
+        self.dataset_name = dataset_name
+        self.category_ids = metadata.get("thing_dataset_id_to_contiguous_id", None)
+        # LVIS' ids are contiguous, but begin with 1
+        self.first_category_id = 1 if metadata.get("evaluator_type", None) == "lvis" else 0
         kind, strength = degradation
         self.degrade = get_degradation(kind, strength=strength)
 
@@ -108,7 +112,7 @@ class CoarseMaskMapper:
             records = dataset_dict["coarse_results"]
             masks = [decode_segmentation(r["segmentation"], *size) for r in records]
             scores = [r.get("score", 1.0) for r in records]
-            classes = [self.category_ids.get(r["category_id"], r["category_id"]) for r in records]
+            classes = [self._contiguous(r["category_id"]) for r in records]
         else:
             annotations = [a for a in dataset_dict["annotations"] if not a.get("iscrowd", 0)]
             rng = np.random.default_rng(zlib.crc32(str(dataset_dict["image_id"]).encode()))
@@ -125,3 +129,14 @@ class CoarseMaskMapper:
         sample["image"] = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
         sample["coarse_instances"] = coarse
         return sample
+
+    def _contiguous(self, category_id: int) -> int:
+        if self.category_ids is None:
+            return category_id - self.first_category_id
+        if category_id not in self.category_ids:
+            raise ValueError(
+                f"Coarse masks of {self.dataset_name!r} have the category {category_id}, which is none of the "
+                "dataset's. Is it the results file of another dataset?"
+            )
+        contiguous: int = self.category_ids[category_id]
+        return contiguous

@@ -100,10 +100,16 @@ class RefinementDatasetMapper:
         image = read_image(dataset_dict["file_name"])
         utils.check_image_size(dataset_dict, image)
         size = image.shape[:2]
-        annotations = [a for a in dataset_dict.get("annotations", ()) if self.is_trainable(a)]
+        whole = (0, 0, size[1], size[0])
+        annotations = [
+            a
+            for a in dataset_dict.get("annotations", ())
+            # some files have boxes that lie beside their image
+            if self.is_trainable(a) and _visible_share(a["bbox"], whole) > 0
+        ]
         first = view.integers(len(annotations)) if annotations else None
         order = list(draw.permutation(len(annotations)))
-        window = (0, 0, size[1], size[0])
+        window = whole
         if view.random() < self.object_crop_prob:
             box = _any_box(size, view) if first is None else annotations[first]["bbox"]
             window = self._object_window(size, box, view)

@@ -102,7 +102,7 @@ def _from_ultralytics(path: PathLike, images: _Images) -> Iterator[Record]:
 
 
 def _from_torchvision(path: PathLike, images: _Images) -> Iterator[Record]:
-    for name, output in tqdm(_load(path).items(), desc="convert", unit="image"):
+    for name, output in tqdm(_load(path).items(), desc="convert", unit="image", disable=None):
         image_id = images.id_of(name, path)
         shapes = {key: tuple(value.shape) for key, value in output.items() if isinstance(value, Tensor)}
         if not _is_prediction(shapes):
@@ -143,7 +143,7 @@ def _from_masks(folder: Path, images: _Images, category_id: int) -> Iterator[Rec
     paths = sorted(folder.rglob("*.png"))
     if not paths:
         raise ValueError(f"{folder} holds no PNG: pass the folder of the masks.")
-    for path in tqdm(paths, desc="convert", unit="file"):
+    for path in tqdm(paths, desc="convert", unit="file", disable=None):
         name = path.parent.relative_to(folder).as_posix()
         image_id = images.id_of(path.stem if name == "." else name, path)
         labels = read_label_map(path)

@@ -27,18 +27,20 @@ def find_images(folder: str | Path) -> list[Path]:
 def read_image(path: str | Path) -> NDArray[np.uint8]:
     """Read an image file of any kind as RGB.
 
-    Grey images are repeated over the channels, an alpha channel is dropped, 16 bits are scaled to 8, and the
-    orientation that a camera noted is applied, as Detectron2 does.
+    Grey images are repeated over the channels, an alpha channel is dropped, values of 16 bits are scaled to 8, unless
+    none needs more than 8, and the orientation that a camera noted is applied, as Detectron2 does.
 
     Returns:
         (H, W, 3) uint8, writable.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, or cut short.
+        ValueError: it is no image, cut short, or of floating-point values.
     """
     with open_image(path) as image:
         upright = ImageOps.exif_transpose(image)
+        if upright.mode == "F":
+            raise ValueError(f"{path} holds floating-point values, whose white is unknown: export 8 or 16 bits.")
         if upright.mode.startswith("I"):
             return _from_16_bits(np.asarray(upright))
         return np.array(upright.convert("RGB"))
@@ -86,7 +88,8 @@ def _problem(image_id: Any, path: Path, stated: tuple[int, int]) -> str | None:
     except ValueError as error:
         return f"image id {image_id}: {error}"
     if size != stated:
-        return f"{where} is {size[0]} x {size[1]} (height x width), in the JSON {stated[0]} x {stated[1]}"
+        text = f"{where} is {size[0]} x {size[1]} (height x width), in the JSON {stated[0]} x {stated[1]}"
+        return text + (", perhaps without its EXIF orientation" if size[::-1] == stated else "")
     return None
 
 
@@ -98,11 +101,14 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
             yield image
     except FileNotFoundError:
         raise
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{path}: {error} Cut it into tiles, or raise PIL.Image.MAX_IMAGE_PIXELS.") from error
+    except (OSError, SyntaxError) as error:
         raise ValueError(f"{path} cannot be read as an image ({error}): fetch or export it again.") from error
 
 
 def _from_16_bits(pixels: NDArray[Any]) -> NDArray[np.uint8]:
     # Pillow's own conversion would cut everything above 255 off
-    grey = (np.clip(pixels, 0, 65535) // 257).astype(np.uint8)
+    grey = np.clip(pixels, 0, 65535)
+    grey = (grey // 257 if grey.max(initial=0) > 255 else grey).astype(np.uint8)
     return np.repeat(grey[..., None], 3, axis=2)

@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import pycocotools.mask as mask_util
 from numpy.typing import NDArray
+from PIL import Image
 from tqdm import tqdm
 
-from phoenix_d2.data.images import find_images, read_image, read_image_size
+from phoenix_d2.data.images import find_images, open_image, read_image, read_image_size
 from phoenix_d2.data.label_maps import write_label_map
-from phoenix_d2.data.mask_json import Record, encode_mask
+from phoenix_d2.data.mask_json import Record, mask_fields
 from phoenix_d2.files import listed
 
 
@@ -51,11 +51,12 @@ def pair_masks(
         ValueError: a folder is missing or empty, a name is ambiguous, or an image or a mask lacks its counterpart.
     """
     images = _by_name(image_folder, find_images(image_folder), suffix)
-    paths = [path for path in sorted(Path(mask_folder).rglob("*.png")) if path.stem.endswith(suffix)]
+    files = sorted(Path(mask_folder).rglob("*"))
+    paths = [path for path in files if path.suffix.lower() == ".png" and path.stem.endswith(suffix)]
     masks = _by_name(mask_folder, paths, suffix)
     wanted = images.keys() | masks.keys() if names is None else set(names)
-    problems = [f"{name} has no mask {name}{suffix}.png in {mask_folder}" for name in sorted(wanted - masks.keys())]
-    problems += [f"{name}{suffix}.png has no image {name} in {image_folder}" for name in sorted(wanted - images.keys())]
+    problems = [f"{name}: no {name}{suffix}.png in {mask_folder}" for name in sorted(wanted - masks.keys())]
+    problems += [f"{name}{suffix}.png: no {name} in {image_folder}" for name in sorted(wanted - images.keys())]
     if problems:
         raise ValueError(
             f"{len(problems)} file(s) do not pair up:{listed(problems)}\nName the folders of the same set, and the "
@@ -76,8 +77,11 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: it is no image, of another size or coloured, or its values are labels.
+        ValueError: it is no image, of another size, coloured or transparent, or its values are labels.
     """
+    with open_image(path) as image:
+        if "A" in image.getbands() and np.asarray(image.getchannel("A")).min() < 255:
+            raise ValueError(f"{path} has its shape in the alpha channel, a mask is grey: export that channel alone.")
     pixels = read_image(path)
     if size is not None and pixels.shape[:2] != size:
         raise ValueError(
@@ -87,8 +91,13 @@ def read_mask(path: str | Path, size: tuple[int, int] | None = None) -> NDArray[
     grey = pixels[..., 0]
     if (pixels != grey[..., None]).any():
         raise ValueError(f"{path} is coloured, a mask is grey: export it in black and white.")
-    if grey.max() == 1:
-        raise ValueError(f"{path} has the values 0 and 1, a mask has 0 to 255: multiply it by 255.")
+    values = np.unique(grey)
+    # many values below half of white are a soft map that found nothing
+    if len(values) <= 2 and 0 < values[-1] < 128:
+        raise ValueError(
+            f"{path} has no value but {' and '.join(map(str, values))}, a mask has 0 and 255: scale it, or take the "
+            "label that is meant."
+        )
     inside: NDArray[np.bool_] = grey >= 128
     return inside
 
@@ -114,12 +123,9 @@ def load_annotations_of(pairs: Sequence[MaskPair]) -> Record:
     # decoding PNG takes most of the time, and releases the interpreter
     with ThreadPoolExecutor() as pool:
         masks = list(tqdm(pool.map(_read_pair, pairs), "reading masks", len(pairs), unit="mask", disable=None))
-    for pair, (size, rle) in zip(pairs, masks, strict=True):
+    for pair, (size, fields) in zip(pairs, masks, strict=True):
         images.append({"id": pair.name, "file_name": str(pair.image), "height": size[0], "width": size[1]})
-        annotations.append(
-            {"id": len(images), "image_id": pair.name, "category_id": 1, "iscrowd": 0, "segmentation": rle}
-            | {"bbox": mask_util.toBbox(rle).tolist(), "area": int(mask_util.area(rle))}
-        )
+        annotations.append({"id": len(images), "image_id": pair.name, "category_id": 1, "iscrowd": 0} | fields)
     return {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
 
 
@@ -140,7 +146,7 @@ def load_mask_dataset(
     """
     names = None
     if list_file is not None:
-        names = [Path(line).stem for line in map(str.strip, Path(list_file).read_text().splitlines()) if line]
+        names = [_image_name(line) for line in map(str.strip, Path(list_file).read_text().splitlines()) if line]
     content = load_annotations_of(pair_masks(image_folder, mask_folder, suffix=suffix, names=names))
     return [
         {"file_name": image["file_name"], "image_id": image["id"], "height": image["height"], "width": image["width"]}
@@ -149,9 +155,15 @@ def load_mask_dataset(
     ]
 
 
+def _image_name(line: str) -> str:
+    """The name of an image without its ending, if it has one: other dots belong to the name."""
+    path = Path(line)
+    return path.stem if path.suffix.lower() in Image.registered_extensions() else path.name
+
+
 def _read_pair(pair: MaskPair) -> tuple[tuple[int, int], Record]:
     size = read_image_size(pair.image)
-    return size, encode_mask(read_mask(pair.mask, size))
+    return size, mask_fields(read_mask(pair.mask, size))
 
 
 def _by_name(folder: str | Path, paths: Iterable[Path], suffix: str) -> dict[str, Path]:

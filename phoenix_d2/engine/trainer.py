@@ -93,10 +93,12 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         clip = build_clipper(cfg, model)
         devices = [comm.get_local_rank()] if model.device.type == "cuda" else None
+        # SAM's positional encoding is a random buffer: the first process' goes to all, once, as buffers never change
+        parallel = create_ddp_model(model, broadcast_buffers=True, device_ids=devices)
+        parallel.broadcast_buffers = False
         float16 = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.PHOENIX.AMP_DTYPE == "float16"
         self._trainer = StepTrainer(
-            # SAM's positional encoding is a random buffer: its broadcast gives all processes that of the first
-            create_ddp_model(model, broadcast_buffers=True, device_ids=devices),
+            parallel,
             data_loader,
             optimizer,
             clip=clip,

@@ -60,6 +60,8 @@ def build_evaluator(cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
             f"Dataset {dataset_name!r} has the evaluator_type {kind!r}: expected one of {list(_EVALUATORS)}."
         )
     folder = Path(cfg.OUTPUT_DIR, "inference")
+    if len(cfg.DATASETS.TEST) > 1:
+        folder /= dataset_name.strip("/").replace("/", "_")
     before, after = (
         _EVALUATORS[kind](dataset_name, tasks=("segm",), output_dir=str(folder / name))
         for name in ("coarse", "refined")

@@ -188,7 +188,8 @@ class ChangeReport:
         counts = ", ".join(f"{total[verdict]} {verdict.value}" for verdict in Verdict if total[verdict])
         refined = total[Verdict.REFINED]
         moved = f"; mean IoU of refined masks with the original {self._sum_of_ious / refined:.3f}" if refined else ""
-        return f"verdicts: {counts or 'none'}{moved}"
+        note = "; unchanged are masks that came back as they were" if total[Verdict.UNCHANGED] else ""
+        return f"verdicts: {counts or 'none'}{note}{moved}"
 
     def html(self, job: RefinementJob, *, title: str, summary: str) -> str:
         """The report as one HTML file; reads the images of the largest changes.

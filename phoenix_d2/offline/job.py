@@ -138,8 +138,13 @@ class RefinementJob:
         text = f"{len(self.records)} masks in {len(done)} images: {refined} refined, {sum(kept.values())} kept"
         lines = [text + (f" ({reasons})" if reasons else "")]
         lines += _report_unread(unread)
-        if kept["rejected by the gate"] and not refined:
-            lines.append("the gate expects no mask to become better: --gate off keeps what the refiner makes of them")
+        if kept["rejected by the gate"] > refined:
+            lines.append(
+                f"the gate expects {refined or 'no'} mask(s) to become better: --gate off takes all that the refiner "
+                "makes, calibrate_gate.py makes a gate for masks like these"
+            )
+        if not self.records:
+            lines.append("warning: the input holds no masks")
         if statuses:
             seconds = sum(outcome.seconds for outcome in done if outcome.error is None)
             num_read = len(done) - len(unread)

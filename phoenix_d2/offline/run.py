@@ -250,4 +250,9 @@ def _share_of_threads(num_workers: int) -> Iterator[None]:
 
 
 def _progress_bar(tasks: Iterable[Task]) -> tqdm[Any]:
-    return tqdm(total=sum(task.num_masks for task in tasks), unit="mask", disable=None)
+    """A bar on a terminal; elsewhere, as in the log of a batch job, a line a minute."""
+    total = sum(task.num_masks for task in tasks)
+    if sys.stderr.isatty():
+        return tqdm(total=total, unit="mask")
+    line = "{n_fmt} of {total_fmt} masks, {elapsed} gone, {remaining} left\n"
+    return tqdm(total=total, bar_format=line, delay=60, mininterval=60, leave=False)

@@ -9,8 +9,8 @@ from torch import nn
 
 from phoenix_d2.prompting import CoarseMaskPrompter
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
-from phoenix_d2.sam.decoder import MaskDecoder
-from phoenix_d2.sam.detail import EMBED_DIM, DetailMaskDecoder, DetailPromptEncoder
+from phoenix_d2.sam.decoder import EMBED_DIM, MaskDecoder
+from phoenix_d2.sam.detail import DetailMaskDecoder, DetailPromptEncoder
 from phoenix_d2.sam.encoders import EncoderSpec, get_encoder
 from phoenix_d2.sam.hq import HQMaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder

@@ -11,6 +11,9 @@ from torch import Tensor, nn
 
 from phoenix_d2.structures import MaskPrediction
 
+EMBED_DIM = 256
+"""Channels of embeddings, in all of segment-anything's models."""
+
 
 class MaskDecoder(SamMaskDecoder):
     """`segment_anything`'s MaskDecoder for masks of different images in one batch.

@@ -19,11 +19,10 @@ import torch.nn.functional as F
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
-from phoenix_d2.sam.decoder import MaskDecoder
+from phoenix_d2.sam.decoder import EMBED_DIM, MaskDecoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
 from phoenix_d2.structures import MaskPrediction, Prompts
 
-EMBED_DIM = 256
 DETAIL_CHANNELS = 16
 # low-resolution pixels a side of an embedding's pixel
 FOLD = 8

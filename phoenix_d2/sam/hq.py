@@ -14,8 +14,7 @@ from segment_anything.modeling.common import LayerNorm2d
 from segment_anything.modeling.mask_decoder import MLP
 from torch import Tensor, nn
 
-from phoenix_d2.sam.decoder import MaskDecoder, upscale_pixels
-from phoenix_d2.sam.detail import EMBED_DIM
+from phoenix_d2.sam.decoder import EMBED_DIM, MaskDecoder, upscale_pixels
 from phoenix_d2.structures import MaskPrediction
 
 

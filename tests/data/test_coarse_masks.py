@@ -132,3 +132,20 @@ def test_a_broken_image_is_named(image_dict, tmp_path):
     path.write_bytes(b"\xff\xd8\xff\xe0 cut short")
     with pytest.raises(ValueError, match=r"broken\.jpg"):
         CoarseMaskMapper(DATASET, ("mask_head", 0.5))({**image_dict, "file_name": str(path)})
+
+
+def test_a_category_that_the_dataset_has_not(write, image_dict):
+    (image_dict,) = attach_results([image_dict], write([record(3, 8, category_id=1)]))
+    with pytest.raises(ValueError, match=r"'test_coarse_masks' have the category 1, which is none of the dataset's"):
+        CoarseMaskMapper(DATASET, ("mask_head", 0.5))(image_dict)
+
+
+def test_categories_of_lvis_begin_with_1(write, image_dict):
+    (image_dict,) = attach_results([image_dict], write([record(3, 8, category_id=1), record(3, 2, category_id=1203)]))
+    name = "test_coarse_masks_lvis"
+    MetadataCatalog.get(name).evaluator_type = "lvis"
+    try:
+        coarse = CoarseMaskMapper(name, ("mask_head", 0.5))(image_dict)["coarse_instances"]
+    finally:
+        MetadataCatalog.remove(name)
+    assert coarse.pred_classes.tolist() == [0, 1202]

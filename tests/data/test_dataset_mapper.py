@@ -276,3 +276,10 @@ def test_from_config(cfg):
     built = RefinementDatasetMapper(cfg)
     assert built.input_size == 128 and built.masks_per_image == 2 and built.min_area == 64
     assert built.object_crop_prob == 0.25 and built.flip_prob == 0.5 and built.color_jitter == 0.4
+
+
+@pytest.mark.parametrize("object_crop_prob", [0.0, 1.0])
+def test_boxes_beside_their_image_are_left_out(dataset_dict, object_crop_prob):
+    dataset_dict["annotations"][0]["bbox"] = [500, 500, 40, 28]
+    for sample in samples(mapper(object_crop_prob=object_crop_prob), dataset_dict):
+        assert len(sample["instances"]) == 1

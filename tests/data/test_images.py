@@ -52,6 +52,26 @@ def test_16_bits_are_scaled(tmp_path: Path) -> None:
     assert (image == image[..., :1]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32])
+def test_values_that_fit_into_8_bits_stay(tmp_path: Path, dtype: type) -> None:
+    grey = np.array([[0, 1, 255]], dtype=dtype)
+    image = read_image(save(Image.fromarray(grey), tmp_path / "image.tiff"))
+    assert image[..., 0].tolist() == [[0, 1, 255]]
+
+
+def test_floating_point_values_are_refused(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.full((4, 4), 0.5, dtype=np.float32)), tmp_path / "image.tiff")
+    with pytest.raises(ValueError, match=r"image\.tiff holds floating-point values.*export 8 or 16 bits"):
+        read_image(path)
+
+
+def test_an_image_that_is_too_large_for_pillow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = save(Image.fromarray(RGB), tmp_path / "image.png")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
+    with pytest.raises(ValueError, match=r"image\.png: .*tiles, or raise PIL\.Image\.MAX_IMAGE_PIXELS"):
+        read_image(path)
+
+
 @pytest.mark.parametrize(
     ("orientation", "upright"),
     [(1, RGB), (2, RGB[:, ::-1]), (3, RGB[::-1, ::-1]), (6, np.rot90(RGB, -1)), (8, np.rot90(RGB))],

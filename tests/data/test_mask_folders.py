@@ -106,6 +106,7 @@ def test_masks_of_every_kind_are_read(tmp_path):
         "one_bit": Image.fromarray(values >= 128),
         "rgb": Image.fromarray(np.repeat(values[..., None], 3, 2)),
         "deep": Image.fromarray(values.astype(np.uint16) * 257),
+        "deep_but_low": Image.fromarray(values.astype(np.uint16)),
     }
     for name, image in kinds.items():
         image.save(tmp_path / f"{name}.png")
@@ -117,7 +118,10 @@ def test_masks_of_every_kind_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "message"),
     [
-        (np.eye(4, dtype=np.uint8), "values 0 and 1, a mask has 0 to 255: multiply"),
+        (np.eye(4, dtype=np.uint8), "no value but 0 and 1, a mask has 0 and 255: scale it"),
+        (np.eye(4, dtype=np.uint16), "no value but 0 and 1, a mask has 0 and 255: scale it"),
+        (np.full((4, 4), 38, dtype=np.uint8), "no value but 38, a mask has 0 and 255"),
+        (np.dstack([np.full((4, 4, 3), 255), 255 * np.eye(4)]).astype(np.uint8), "its shape in the alpha channel"),
         (np.arange(48, dtype=np.uint8).reshape(4, 4, 3), "coloured, a mask is grey"),
         (np.zeros((4, 5), np.uint8), r"4 x 5 \(height x width\), its image is 4 x 4: resize"),
     ],
@@ -130,7 +134,7 @@ def test_what_is_no_mask_is_refused(tmp_path, pixels, message):
 
 def test_files_that_do_not_pair_up_are_named(drawn, tmp_path):
     lay_out(drawn, tmp_path / "images", tmp_path / "masks", "_mask")
-    with pytest.raises(ValueError, match=r"8 file\(s\) do not pair up:\n.*has no mask .*\n[^$]*and 3 more\n.*suffix"):
+    with pytest.raises(ValueError, match=r"8 file\(s\) do not pair up:\n.*: no .*\n[^$]*and 3 more\n.*suffix"):
         pair_masks(tmp_path / "images", tmp_path / "masks")
     assert len(pair_masks(tmp_path / "images", tmp_path / "masks", suffix="_mask")) == NUM_PICTURES
     with pytest.raises(ValueError, match=r"holds no images, or no \*\.png"):
@@ -138,3 +142,13 @@ def test_files_that_do_not_pair_up_are_named(drawn, tmp_path):
     (tmp_path / "images" / "000001.png").write_bytes((tmp_path / "masks" / "000001_mask.png").read_bytes())
     with pytest.raises(ValueError, match="have the same name: keep one"):
         pair_masks(tmp_path / "images", tmp_path / "masks", suffix="_mask")
+
+
+def test_names_in_a_list_may_have_dots(drawn, tmp_path):
+    lay_out(drawn, tmp_path / "images", tmp_path / "masks")
+    for folder in ("images", "masks"):
+        for path in (tmp_path / folder).iterdir():
+            path.rename(path.with_name(f"a.v1.{path.name}"))
+    (tmp_path / "list.txt").write_text("a.v1.000001\na.v1.000002.png\n")
+    samples = load_mask_dataset(tmp_path / "images", tmp_path / "masks", list_file=tmp_path / "list.txt")
+    assert [sample["image_id"] for sample in samples] == ["a.v1.000001", "a.v1.000002"]

@@ -133,7 +133,8 @@ def test_three_files_are_written(job, outcomes, tmp_path):
     # of two refined masks, the one that moved more comes first
     assert html.index("annotation 10, thing, a.png") < html.index("annotation 12, thing, a.png")
     assert html.count("data:image/jpeg") == 2 and "&lt;b&gt;bar" in html and "<b>" not in html
-    assert "2 refined, 1 unchanged, 1 small, 1 empty, 1 crowd; mean IoU of refined masks with the original 0." in html
+    assert "2 refined, 1 unchanged, 1 small, 1 empty, 1 crowd; unchanged are masks that came back as they were" in html
+    assert "mean IoU of refined masks with the original 0." in html
     assert summary.splitlines()[0].startswith("6 masks in 2 images: ")
 
 

@@ -126,7 +126,10 @@ def test_a_file_without_masks_is_a_job_too(dataset):
     dataset.data["annotations"] = []
     job = plan_job(dataset.write(dataset.data), image_folder=dataset.folder)
     assert job.tasks == () and job.finished({}) == dataset.data
-    assert job.summary({}) == "0 masks in 0 images: 0 refined, 0 kept"
+    assert job.summary({}).splitlines() == [
+        "0 masks in 0 images: 0 refined, 0 kept",
+        "warning: the input holds no masks",
+    ]
 
 
 @pytest.mark.parametrize("num_workers", [1, 2, 3, 7])

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from segment_anything.modeling import TwoWayTransformer
 from torch import Tensor
 
-from phoenix_d2.sam.decoder import MaskDecoder
-from phoenix_d2.sam.detail import DETAIL_CHANNELS, EMBED_DIM, FOLD, DetailMaskDecoder, DetailPromptEncoder
+from phoenix_d2.sam.decoder import EMBED_DIM, MaskDecoder
+from phoenix_d2.sam.detail import DETAIL_CHANNELS, FOLD, DetailMaskDecoder, DetailPromptEncoder
 from phoenix_d2.sam.prompt_encoder import PromptEncoder
 from phoenix_d2.structures import PointLabel, Prompts
 

@@ -71,15 +71,20 @@ def _check_folder(folder: Path) -> None:
     for key in ("images", "annotations", "categories"):
         if strings := [record["id"] for record in data[key] if isinstance(record["id"], str)]:
             raise ValueError(f"{file}: Detectron2 takes numbers alone as ids, found {strings[0]!r}: number the {key}.")
+    if unnamed := [image["id"] for image in data["images"] if "file_name" not in image]:
+        raise ValueError(
+            f"{file}: image id {unnamed[0]} has no 'file_name': add its path below {image_folder}. Files as LVIS "
+            "publishes them are the datasets lvis_v1_train and lvis_v1_val."
+        )
     sizes = image_sizes(data)
     images = ((image["id"], image_folder / image_file_name(image), sizes[image["id"]]) for image in data["images"])
     check_images(images, image_folder)
 
 
 def register_json(name: str, json_file: str, image_root: str, *, evaluator_type: str = "coco") -> None:
-    """Register a COCO-style JSON (LVIS' is one) under a name; annotations keep their "id" and "area".
+    """Register a COCO-style JSON, whose images have a "file_name", under a name.
 
-    What annotations lack of "bbox", "area" and "iscrowd" comes from their masks.
+    Annotations keep their "id" and "area"; what they lack of "bbox", "area" and "iscrowd" comes from their masks.
 
     Args:
         name: to be used in `DATASETS`.

@@ -16,7 +16,8 @@ from segment_anything.modeling.common import LayerNorm2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from phoenix_d2.sam.detail import DETAIL_CHANNELS, EMBED_DIM, FOLD
+from phoenix_d2.sam.decoder import EMBED_DIM
+from phoenix_d2.sam.detail import DETAIL_CHANNELS, FOLD
 from phoenix_d2.sam.hashing import hash_tensors
 
 # last block of each stride, its output channels

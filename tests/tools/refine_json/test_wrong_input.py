@@ -25,7 +25,9 @@ def test_wrong_use_is_explained(case, tmp_path, capsys):
     assert "is also read: write to another file" in case.error(output=case.source)
     assert case.source.read_bytes() == before
     assert "is a folder: name a file" in case.error(output=tmp_path)
-    assert "Config overrides (MODEL.REFINER.NUM_ITERS 1) need --config" in case.error("MODEL.REFINER.NUM_ITERS", "1")
+    assert "Config overrides (MODEL.REFINER.NUM_ITERS 1) need --config; with --config phoenix_tiny.yaml" in case.error(
+        "MODEL.REFINER.NUM_ITERS", "1"
+    )
     assert case.error("--num-iters", "0") == "2"
     assert "expected at least 1, got 0" in capsys.readouterr().err
 
