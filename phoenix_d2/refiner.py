@@ -444,14 +444,13 @@ class MaskRefiner(nn.Module):
             raise ValueError(f"Expected an RGB image of shape (3, H, W), got {tuple(image.shape)}.")
         if masks.dtype != torch.bool:
             raise ValueError(f"Masks must be bool, got {masks.dtype}: threshold them first, e.g. masks > 0.5.")
+        size = f"(N, {image.shape[1]}, {image.shape[2]})"
         if masks.ndim == 2:
-            raise ValueError(
-                f"Expected masks of shape (N, H, W), got {tuple(masks.shape)}: of one mask, pass mask[None]."
-            )
+            raise ValueError(f"Expected masks of shape {size}, got {tuple(masks.shape)}: pass one mask as mask[None].")
         if masks.ndim != 3 or masks.shape[1:] != image.shape[1:]:
             raise ValueError(
-                f"Expected masks of shape (N, {image.shape[1]}, {image.shape[2]}), the size of the image, "
-                f"got {tuple(masks.shape)}: resize the masks or pass the image that they belong to."
+                f"Expected masks of shape {size}, the size of the image, got {tuple(masks.shape)}: resize the masks or "
+                "pass the image that they belong to."
             )
         if options.gate == "calibrated" and self.gate is None:
             raise ValueError(

@@ -249,5 +249,5 @@ def test_weights_are_saved_in_the_form_that_can_be_loaded(predictor: PhoenixRefi
 def test_slips_of_a_first_call(predictor: PhoenixRefiner, image: np.ndarray, masks: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"got 'photo\.jpg': read it with .*read_image"):
         predictor.refine("photo.jpg", masks)
-    with pytest.raises(ValueError, match=r"got \(48, 64\): of one mask, pass mask\[None\]"):
+    with pytest.raises(ValueError, match=r"got \(48, 64\): pass one mask as mask\[None\]"):
         predictor.refine(image, masks[0])

@@ -34,7 +34,7 @@ def test_masks_boxes_and_areas_agree(drawing: COCO) -> None:
         mask = drawing.annToMask(annotation)
         assert mask.shape == SIZE
         assert mask.sum() == annotation["area"] >= DrawingStyle().min_visible_area
-        x, y, width, height = annotation["bbox"]
+        x, y, width, height = map(int, annotation["bbox"])
         assert mask[y : y + height, x : x + width].sum() == annotation["area"]
         assert mask[y].any() and mask[y + height - 1].any() and mask[:, x].any() and mask[:, x + width - 1].any()
 
