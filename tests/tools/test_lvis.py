@@ -15,8 +15,10 @@ pytest.importorskip("detectron2")
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin import register_all_lvis
 
+from phoenix_d2.data.build import build_test_loader
 from phoenix_d2.data.datasets import register_cocofied_lvis
 from phoenix_d2.data.mask_json import decode_segmentation
+from phoenix_d2.evaluation.evaluators import BoundaryLVISEvaluator
 
 TOOLS = Path(__file__).parents[2] / "tools"
 SIZE = (96, 128)
@@ -180,3 +182,19 @@ def test_a_cocofied_file_that_nobody_made(registered, tmp_path):
     register_cocofied_lvis(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"lvis_v1_val_cocofied\.json is missing: tools/prepare_cocofied_lvis"):
         DatasetCatalog.get("lvis_v1_val_cocofied")
+
+
+def test_results_that_equal_the_ground_truth_are_perfect(registered, cfg, tmp_path):
+    """LVIS' category ids begin with 1, Detectron2's classes with 0."""
+    truth = json.loads((registered / "lvis/lvis_v1_val.json").read_text())
+    keys = ("image_id", "category_id", "segmentation")
+    results = [{key: annotation[key] for key in keys} | {"score": 1.0} for annotation in truth["annotations"]]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    cfg.DATASETS.TEST = ("lvis_v1_val",)
+    cfg.DATASETS.COARSE_FILES_TEST = (str(tmp_path / "results.json"),)
+    evaluator = BoundaryLVISEvaluator("lvis_v1_val", tasks=("segm",), output_dir=str(tmp_path))
+    evaluator.reset()
+    for batch in build_test_loader(cfg, "lvis_v1_val"):
+        evaluator.process(batch, [{"instances": inputs["coarse_instances"]} for inputs in batch])
+    scores = evaluator.evaluate()
+    assert scores["segm"]["AP"] == scores["boundary"]["AP"] == pytest.approx(100)
