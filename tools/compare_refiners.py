@@ -42,8 +42,9 @@ phoenix:num_iters=3,zoom_below=0.5, so that variants of one can stand side by si
 first.
 
 OUTPUT holds comparison.md, comparison.json and comparison.png, in masks/ the coarse and the refined masks as COCO
-results, and in scores/ what was measured on each. What is there already and was made in the same way is not made again:
-the same command goes on after a kill.
+results, in scores/ what was measured on each, and in undecided/ what gates have yet to decide on. What is there already
+and was made in the same way is not made again: the same command goes on after a kill, and refiners that differ in their
+gate alone refine once.
 """
 
 KINDS = ("mask_head", "polygon", "morphological", "adversarial")
