@@ -126,7 +126,8 @@ def draw_object(folder: Path, annotations: Record, files: Mapping[str, Sequence[
     image_record = next(image for image in annotations["images"] if image["id"] == record["image_id"])
     image = read_image(folder / image_file_name(image_record))
     masks = {name: decode_segmentation(each["segmentation"], *image.shape[:2]) for name, each in records.items()}
-    truth = next((a for a in annotations["annotations"] if a["id"] == record.get("gt_id", record.get("id"))), None)
+    own = (record.get("gt_id", record.get("id")), record["image_id"])
+    truth = next((a for a in annotations["annotations"] if (a["id"], a["image_id"]) == own), None)
     shown = {} if truth is None else {"ground truth": decode_segmentation(truth["segmentation"], *image.shape[:2])}
     reference, *_ = (*shown.values(), *masks.values())
     for name, mask in masks.items():
