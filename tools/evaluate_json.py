@@ -67,6 +67,8 @@ def main(argv: list[str] | None = None) -> None:
             write_json_atomically(args.output, without_nan(scores))
     print(scores_table(rows(scores["files"]), markdown=args.markdown))
     print()
+    if unpaired := [name for name, file in scores["files"].items() if "paired" not in file]:
+        print(f"No IoU of {', '.join(unpaired)}: no record says in 'gt_id' which annotation it shows.")
     for name, file in scores["files"].items():
         if file["left_out"]:
             print(f"Not judged: {file['left_out']} results of {name}, on other images or of other categories.")

@@ -155,6 +155,18 @@ def test_ground_truth_of_an_unknown_category_is_not_left_out(truth, write):
     assert run(*arguments, "--class-agnostic").returncode == 0
 
 
+def test_what_cannot_be_measured_is_said(truth, write):
+    alone = result(10)
+    del alone["gt_id"]
+    completed = run("--annotations", truth, "--results", write("a.json", [result(10)]), write("b.json", [alone]))
+    assert re.search(r"^No IoU of \S*b\.json: no record says in 'gt_id'", completed.stdout, re.MULTILINE)
+    data = json.loads(truth.read_text())
+    data["annotations"][0]["iscrowd"] = 1
+    truth.write_text(json.dumps(data))
+    failed = run("--annotations", truth, "--results", write("b.json", [alone]))
+    assert failed.returncode == 1 and "truth.json holds no objects but crowds" in failed.stderr
+
+
 BAD_RESULTS = {
     "neither": ({"images": []}, "expected an annotation file"),
     "NaN score": ([result(10, score=float("nan"))], "result 0 .*score must be a finite number"),
