@@ -14,6 +14,7 @@ from detectron2.evaluation import DatasetEvaluator
 from detectron2.utils import comm
 from detectron2.utils.events import EventWriter, get_event_storage
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from phoenix_d2.data.build import build_test_loader, build_train_loader
 from phoenix_d2.engine.checkpointer import RefinerCheckpointer
@@ -93,9 +94,10 @@ class Trainer(DefaultTrainer):
         data_loader = self.build_train_loader(cfg)
         clip = build_clipper(cfg, model)
         devices = [comm.get_local_rank()] if model.device.type == "cuda" else None
-        # SAM's positional encoding is a random buffer: the first process' goes to all, once, as buffers never change
+        # SAM's positional encoding is a random buffer: the first process' goes to all, here and never again
         parallel = create_ddp_model(model, broadcast_buffers=True, device_ids=devices)
-        parallel.broadcast_buffers = False
+        if isinstance(parallel, DistributedDataParallel):
+            parallel.broadcast_buffers = False
         float16 = cfg.SOLVER.AMP.ENABLED and cfg.MODEL.PHOENIX.AMP_DTYPE == "float16"
         self._trainer = StepTrainer(
             parallel,
@@ -130,7 +132,7 @@ class Trainer(DefaultTrainer):
     @classmethod
     def test(cls, cfg: CfgNode, model: nn.Module, evaluators: Any = None) -> dict[str, Any]:
         """See `DefaultTrainer.test`."""
-        # DDP's wrapper broadcasts buffers in the forward pass: without a test image, a process would not take part
+        # past DDP's wrapper: a process without a test image must not keep others waiting
         results: dict[str, Any] = super().test(cfg, getattr(model, "module", model), evaluators)
         return results
 

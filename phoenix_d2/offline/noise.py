@@ -25,9 +25,8 @@ from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.structures import PerturbationOutcome
 from phoenix_d2.visualization import Image, compare_masks, contact_sheet
 
-GUIDES = ALL_GUIDES
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
-"""Rows and columns of the paper's Figure 4."""
+"""Columns of the paper's Figure 4, whose rows are all guides."""
 
 ADVERSARIAL, MORPHOLOGICAL = "adversarial", "morphological"
 
@@ -121,7 +120,7 @@ def _kinds(sampler: NoiseSampler) -> Iterator[NoiseSampler]:
     attack = adversarial_alone(sampler, min_iou=0.0)
     for threshold in THRESHOLDS:
         at_threshold = replace(attack, iou_range=(threshold, threshold))
-        for guide in GUIDES:
+        for guide in ALL_GUIDES:
             yield replace(at_threshold, guides=(guide,))
         yield replace(at_threshold, morphology_prob=1.0)
 
@@ -137,7 +136,7 @@ def _measured(
 def attack_table(draws: Sequence[NoiseDraw]) -> list[dict[str, Any]]:
     """By guide and threshold: how many attacks, percentages of their outcomes, mean steps and mean IoU."""
     rows = []
-    for guide in GUIDES:
+    for guide in ALL_GUIDES:
         for threshold in THRESHOLDS:
             cell = [d for d in draws if (d.source, d.guide, d.threshold) == (ADVERSARIAL, guide, threshold)]
             if not cell:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from phoenix_d2.data.images import read_image, read_image_size
+from phoenix_d2.data.images import check_images, read_image, read_image_size
 
 RGB = np.random.default_rng(0).integers(0, 256, (6, 8, 3), dtype=np.uint8)
 ORIENTATION = 0x0112
@@ -70,6 +70,14 @@ def test_an_image_that_is_too_large_for_pillow(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 2)
     with pytest.raises(ValueError, match=r"image\.png: .*tiles, or raise PIL\.Image\.MAX_IMAGE_PIXELS"):
         read_image(path)
+
+
+def test_a_size_that_lies_on_its_side_hints_at_the_orientation(tmp_path: Path) -> None:
+    path = save(Image.fromarray(np.zeros((4, 6, 3), np.uint8)), tmp_path / "image.png")
+    with pytest.raises(ValueError, match=r"is 4 x 6 .* in the JSON 6 x 4, perhaps without its EXIF orientation"):
+        check_images([(1, path, (6, 4))], tmp_path)
+    with pytest.raises(ValueError, match=r"in the JSON 6 x 5\n"):
+        check_images([(1, path, (6, 5))], tmp_path)
 
 
 @pytest.mark.parametrize(

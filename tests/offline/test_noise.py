@@ -9,7 +9,6 @@ import torch
 from phoenix_d2.data.mask_json import encode_mask
 from phoenix_d2.offline.noise import (
     ADVERSARIAL,
-    GUIDES,
     MORPHOLOGICAL,
     THRESHOLDS,
     NoiseDraw,
@@ -21,6 +20,7 @@ from phoenix_d2.offline.noise import (
     report,
 )
 from phoenix_d2.perturbation import NoiseSampler
+from phoenix_d2.perturbation.guidance import ALL_GUIDES
 from phoenix_d2.refiner import RefineOptions
 from phoenix_d2.sam.build import build_refiner
 
@@ -57,7 +57,7 @@ def made(test_encoder, image, target):
 def test_every_guide_and_threshold_is_tried_on_every_target(made):
     draws = [draw for draw, _ in made]
     of_attacks = [(d.annotation_id, d.guide, d.threshold) for d in draws if d.source == ADVERSARIAL]
-    assert sorted(of_attacks) == sorted((i, g, t) for i in (7, 8) for g in GUIDES for t in THRESHOLDS)
+    assert sorted(of_attacks) == sorted((i, g, t) for i in (7, 8) for g in ALL_GUIDES for t in THRESHOLDS)
     morphological = [d for d in draws if d.source == MORPHOLOGICAL]
     assert len(morphological) == 2 * len(THRESHOLDS)
     # as strong as asked, up to the resolution of the low-resolution frame
