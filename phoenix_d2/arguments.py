@@ -147,6 +147,20 @@ def add_shard_argument(parser: ArgumentParser) -> None:
     )  # fmt: skip
 
 
+def add_job_arguments(parser: ArgumentParser) -> None:
+    """Which records of a mask file are refined; the options of `phoenix_d2.offline.job.plan_job`."""
+    parser.add_argument(
+        "--max-images", type=positive_int, metavar="N",
+        help="refine and write the records of N images, drawn at random, to see what becomes of them first",
+    )  # fmt: skip
+    parser.add_argument(
+        "--skip-invalid",
+        action="store_true",
+        help="leave records with mistakes, and those whose image is missing or of another size, as they are, and name "
+        "the first few; without it, they are errors",
+    )
+
+
 def run_options(args: Namespace, *, update_boxes: bool = False) -> RunOptions:
     """The options that `add_run_arguments` asked for."""
     from phoenix_d2.offline.run import RunOptions

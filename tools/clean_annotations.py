@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 
 from phoenix_d2.arguments import (
+    add_job_arguments,
     add_refiner_arguments,
     add_run_arguments,
     add_shard_argument,
@@ -22,6 +23,8 @@ DETAILS = """\
 examples:
   only what the gate expects to be better:
     python tools/clean_annotations.py --images val2017 --input instances_val2017.json --output cleaned.json
+  the same on 50 images first, to see what becomes of them:
+    the same command with --max-images 50 and an --output of its own
   all masks, where you know that yours are poor, on four processes:
     python tools/clean_annotations.py --images images --input instances.json --output cleaned.json \\
         --gate off --num-workers 4
@@ -31,9 +34,9 @@ examples:
     the same command with --shard 1/2 on one and --shard 2/2 on the other; once both have ended, with --resume
 
 Three files are written, all or none: OUTPUT, and beside it its verdicts (.verdicts.jsonl, a line an annotation in the
-file's order: refined, unchanged, rejected by the gate, vanished, small, empty, unreadable or crowd, the IoU with the
-original mask, and the gain that the gate predicts), and a report (.report.html, one file that needs no network) with
-counts by category, a histogram of those IoUs and the largest changes.
+file's order: refined, unchanged, rejected by the gate, vanished, small, empty, unreadable, invalid or crowd, the IoU
+with the original mask, and the gain that the gate predicts), and a report (.report.html, one file that needs no
+network) with counts by category, a histogram of those IoUs and the largest changes.
 
 Records, their order, ids and all keys stay. Where a mask changed, "segmentation" does, in the form that it had
 (polygons, plain or compressed RLE), and "area" and "bbox" do where a record has them; all other records are as they
@@ -57,6 +60,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--tolerance", type=_tolerance, default=0.5, metavar="PIXELS",
         help="how far a polygon may lie from the outline of its mask; 0 keeps every corner (default: 0.5)",
     )  # fmt: skip
+    add_job_arguments(parser)
     add_refiner_arguments(parser)
     add_run_arguments(parser)
     add_shard_argument(parser)
@@ -79,7 +83,9 @@ def run(args: argparse.Namespace) -> None:
 
     for path in (args.output, verdict_file(args.output), report_file(args.output)):
         check_output(path, [args.input])
-    job = plan_cleaning(args.input, image_folder=args.images)
+    job = plan_cleaning(
+        args.input, image_folder=args.images, skip_invalid=args.skip_invalid, max_images=args.max_images
+    )
     journal = Journal(args.output, shard=args.shard)
     outcomes = run_job(job, journal, partial(load_refiner, args), run_options(args, update_boxes=True))
     if args.shard != (1, 1):

@@ -44,6 +44,11 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         metavar="R",
         help="boundary band width as a share of the image diagonal (default: 0.02)",
     )
+    parser.add_argument(
+        "--common-images",
+        action="store_true",
+        help="judge only on images that every results file has masks on, as after refine_json.py --max-images",
+    )
     parser.add_argument("--output", type=Path, metavar="JSON", help="write the scores to this file too")
     parser.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     return parser.parse_args(argv)
@@ -84,11 +89,19 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
 
     from tqdm import tqdm
 
-    from phoenix_d2.data.mask_json import load_annotations
+    from phoenix_d2.data.mask_json import load_annotations, only_images
     from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_iou, saturated_share
 
     annotations = load_annotations(args.annotations, check_categories=not args.class_agnostic)
     predictions = {str(path): load_predictions(path, annotations, args) for path in args.results}
+    if args.common_images:
+        images = set.intersection(*({record["image_id"] for record in records} for records, _ in predictions.values()))
+        if not images:
+            raise ValueError(f"No image has masks in all of {', '.join(predictions)}: omit --common-images.")
+        annotations = only_images(annotations, images)
+        for name, (records, num_left_out) in predictions.items():
+            common = [record for record in records if record["image_id"] in images]
+            predictions[name] = common, num_left_out + len(records) - len(common)
     files: dict[str, Any] = {}
     for name, (records, num_left_out) in (progress := tqdm(predictions.items(), unit="file", disable=None)):
         progress.set_postfix_str(f"{name}, {len(records)} masks")

@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from phoenix_d2.arguments import (
+    add_job_arguments,
     add_refiner_arguments,
     add_run_arguments,
     add_shard_argument,
@@ -25,6 +26,8 @@ examples:
   annotations, with options from a config, on two processes:
     python tools/refine_json.py --config phoenix_tiny.yaml --weights model_final.pth --num-workers 2 \\
         --images images --input instances.json --output refined.json MODEL.REFINER.ZOOM_BELOW 0.5
+  the masks of 50 images first, to be judged with evaluate_json.py --common-images and seen with draw_json.py:
+    the same command with --max-images 50 and an --output of its own
   by a baseline that Phoenix is compared with:
     python tools/refine_json.py --refiner grabcut --images images --input instances.json --output refined.json
   go on after a run was killed:
@@ -59,6 +62,7 @@ def parse_args(argv: list[str] | None = None) -> argparse.Namespace:
         "--annotations", type=Path, metavar="JSON", help="annotation file that lists the images of a results file"
     )
     parser.add_argument("--update-boxes", action="store_true", help="let boxes and areas follow the masks")
+    add_job_arguments(parser)
     add_refiner_arguments(parser)
     add_run_arguments(parser)
     add_shard_argument(parser)
@@ -81,7 +85,9 @@ def run(args: argparse.Namespace) -> None:
     from phoenix_d2.offline.run import run_job
 
     check_output(args.output, (args.input, args.annotations))
-    job = plan_job(args.input, image_folder=args.images, annotation_file=args.annotations)
+    job = plan_job(
+        args.input, image_folder=args.images, annotation_file=args.annotations, skip_invalid=args.skip_invalid
+    )
     journal = Journal(args.output, shard=args.shard)
     options = run_options(args, update_boxes=args.update_boxes)
     outcomes = run_job(job, journal, partial(load_refiner, args), options)

@@ -70,7 +70,7 @@ def check_images(images: Iterable[tuple[Any, Path, tuple[int, int]]], folder: st
     Raises:
         ValueError: some are not; the message names the first few.
     """
-    problems = [problem for image in images if (problem := _problem(*image))]
+    problems = [problem for image in images if (problem := image_problem(*image))]
     if problems:
         raise ValueError(
             f"{len(problems)} image(s) cannot be used:{listed(problems)}\n"
@@ -79,7 +79,14 @@ def check_images(images: Iterable[tuple[Any, Path, tuple[int, int]]], folder: st
         )
 
 
-def _problem(image_id: Any, path: Path, stated: tuple[int, int]) -> str | None:
+def image_problem(image_id: Any, path: Path, stated: tuple[int, int]) -> str | None:
+    """Why an image cannot be what a file of masks states, by its header alone; None where it can.
+
+    Args:
+        image_id: for the message.
+        path: of the image.
+        stated: (height, width) in pixels.
+    """
     where = f"{path} (image id {image_id})"
     try:
         size = read_image_size(path)

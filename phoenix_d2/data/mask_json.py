@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -19,7 +19,7 @@ import pycocotools.mask as mask_util
 from numpy.typing import NDArray
 
 from phoenix_d2.data.visual_cues import check_cues
-from phoenix_d2.files import atomic_path
+from phoenix_d2.files import atomic_path, listed
 
 Record: TypeAlias = dict[str, Any]
 Segmentation: TypeAlias = Sequence[Any] | Mapping[str, Any]
@@ -91,8 +91,17 @@ def check_annotations(data: Any, *, source: PathLike, check_categories: bool = F
         check_categories: whether categories must be known too, as training and evaluation by class need it.
 
     Raises:
-        ValueError: something is wrong; the message names the file, the record (counted from 0 where it has no id)
-            and the remedy.
+        ValueError: something is wrong; the message names the file, the first records (counted from 0 where they have
+            no id) and the remedy.
+    """
+    refuse(annotation_mistakes(data, source=source, check_categories=check_categories))
+
+
+def annotation_mistakes(data: Any, *, source: PathLike, check_categories: bool = False) -> dict[int, str]:
+    """What is wrong with each of the records of parsed annotations, by its place among them; see `check_annotations`.
+
+    Raises:
+        ValueError: something else is wrong with the file, or the ids of its records are.
     """
     missing = [key for key in ("images", "annotations", "categories") if not isinstance(_get(data, key), list)]
     if missing:
@@ -106,8 +115,11 @@ def check_annotations(data: Any, *, source: PathLike, check_categories: bool = F
     _check_ids(data["categories"], f"{source}: category")
     _check_ids(data["annotations"], f"{source}: annotation")
     sizes, categories = image_sizes(data), category_ids(data) if check_categories else None
-    for annotation in data["annotations"]:
+
+    def check(place: int, annotation: Record) -> None:
         _check_mask_record(annotation, f"{source}: annotation id {annotation['id']!r}", sizes, categories)
+
+    return _mistakes(data["annotations"], check)
 
 
 def check_results(
@@ -124,21 +136,48 @@ def check_results(
             class needs it: COCO's evaluation leaves out unknown ones without a word.
 
     Raises:
-        ValueError: something is wrong; the message names the file, the record (counted from 0) and the remedy.
+        ValueError: something is wrong; the message names the file, the first records (counted from 0) and the remedy.
+    """
+    refuse(result_mistakes(data, source=source, annotations=annotations, check_categories=check_categories))
+
+
+def result_mistakes(
+    data: Any, *, source: PathLike, annotations: Record | None = None, check_categories: bool = False
+) -> dict[int, str]:
+    """What is wrong with each of parsed results, by its place among them; see `check_results`.
+
+    Raises:
+        ValueError: they are no list.
     """
     if not is_results(data):
         raise ValueError(
             f"{source}: expected a results file, a list of predictions, found a {type(data).__name__}. "
             "Pass an annotation file as annotations; a results file is the list that COCO evaluation takes."
         )
+    known = annotations or {}
     sizes = None if annotations is None else image_sizes(annotations)
     categories = category_ids(annotations) if annotations is not None and check_categories else None
-    for index, result in enumerate(data):
-        where = f"{source}: result {index} (counted from 0)"
+    image_of = {annotation["id"]: annotation["image_id"] for annotation in known.get("annotations", ())}
+
+    def check(place: int, result: Any) -> None:
+        where = f"{source}: result {place} (counted from 0)"
         _check_mask_record(result, where, sizes, categories)
         _check_score(result, where)
-    if annotations is not None:
-        _check_pairs(data, annotations, source)
+        if annotations is not None and "gt_id" in result and image_of.get(result["gt_id"]) != result["image_id"]:
+            raise ValueError(
+                f"{where}: gt_id {result['gt_id']!r} is no annotation of image {result['image_id']!r}. Use the "
+                "annotation file that the results were made for, or remove gt_id."
+            )
+
+    return _mistakes(data, check)
+
+
+def refuse(mistakes: Mapping[int, str], remedy: str = "") -> None:
+    """Raise a ValueError that names the first few mistakes, if there are any, and a further remedy."""
+    if mistakes:
+        count = f"{len(mistakes)} records have mistakes:{listed(mistakes.values())}"
+        text = count if len(mistakes) > 1 else next(iter(mistakes.values()))
+        raise ValueError("\n".join([text, remedy] if remedy else [text]))
 
 
 def image_sizes(annotations: Record) -> dict[Any, tuple[int, int]]:
@@ -161,10 +200,14 @@ def draw_images(annotations: Record, max_images: int | None, *, seed: int = 0) -
     """
     images = annotations["images"]
     order = np.random.default_rng(seed).permutation(len(images))
-    drawn = [images[index] for index in sorted(order[:max_images])]
-    ids = {image["id"] for image in drawn}
-    records = [annotation for annotation in annotations["annotations"] if annotation["image_id"] in ids]
-    return {**annotations, "images": drawn, "annotations": records}
+    return only_images(annotations, {images[index]["id"] for index in order[:max_images]})
+
+
+def only_images(annotations: Record, image_ids: Collection[Any]) -> Record:
+    """The part of an annotation file that is of some images, its order as it was."""
+    images = [image for image in annotations["images"] if image["id"] in image_ids]
+    records = [annotation for annotation in annotations["annotations"] if annotation["image_id"] in image_ids]
+    return {**annotations, "images": images, "annotations": records}
 
 
 def image_file_name(image: Record) -> str:
@@ -370,14 +413,14 @@ def _check_score(result: Record, where: str) -> None:
         )
 
 
-def _check_pairs(results: list[Record], annotations: Record, source: PathLike) -> None:
-    image_of = {annotation["id"]: annotation["image_id"] for annotation in annotations["annotations"]}
-    for index, result in enumerate(results):
-        if "gt_id" in result and image_of.get(result["gt_id"]) != result["image_id"]:
-            raise ValueError(
-                f"{source}: result {index} (counted from 0): gt_id {result['gt_id']!r} is no annotation of image "
-                f"{result['image_id']!r}. Use the annotation file that the results were made for, or remove gt_id."
-            )
+def _mistakes(records: Sequence[Any], check: Callable[[int, Any], None]) -> dict[int, str]:
+    mistakes = {}
+    for place, record in enumerate(records):
+        try:
+            check(place, record)
+        except ValueError as error:
+            mistakes[place] = str(error)
+    return mistakes
 
 
 def _check_polygons(segmentation: Any) -> None:

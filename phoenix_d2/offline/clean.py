@@ -51,6 +51,8 @@ class Verdict(str, Enum):
     EMPTY = "empty"
     UNREADABLE = "unreadable"
     """Its image could not be read."""
+    INVALID = "invalid"
+    """It has a mistake, or its image is missing or of another size."""
     CROWD = "crowd"
 
 
@@ -83,15 +85,16 @@ class CleanedAnnotation:
         """The verdict in plain values, with the ids of the annotation, its image and its category."""
         return {
             "annotation_id": self.record["id"],
-            "image_id": self.record["image_id"],
-            "category_id": self.record["category_id"],
+            # which an invalid one may lack
+            "image_id": self.record.get("image_id"),
+            "category_id": self.record.get("category_id"),
             "verdict": self.verdict.value,
             "iou": round(self.iou, 6),
             "predicted_gain": self.predicted_gain,
         }
 
 
-def plan_cleaning(input_file: PathLike, *, image_folder: str | Path) -> RefinementJob:
+def plan_cleaning(input_file: PathLike, *, image_folder: str | Path, **options: Any) -> RefinementJob:
     """`plan_job` of an annotation file; arguments and errors as there.
 
     Raises:
@@ -103,7 +106,7 @@ def plan_cleaning(input_file: PathLike, *, image_folder: str | Path) -> Refineme
                 f"{input_file} is a list, as results files are; expected an annotation file, a dict with 'images', "
                 "'annotations' and 'categories'. Refine results with tools/refine_json.py."
             )
-    return plan_job(input_file, image_folder=image_folder)
+    return plan_job(input_file, image_folder=image_folder, **options)
 
 
 def clean_annotations(
@@ -121,9 +124,13 @@ def clean_annotations(
     """
     # a task has its records in the order of the file
     cleaned = {task.image_id: _clean_image(task, outcomes[task.image_id], tolerance=tolerance) for task in job.tasks}
-    for record in job.records:
-        is_crowd = bool(record.get("iscrowd", 0))
-        yield CleanedAnnotation(record, Verdict.CROWD) if is_crowd else next(cleaned[record["image_id"]])
+    for place, record in enumerate(job.records):
+        if place in job.mistakes:
+            yield CleanedAnnotation(record, Verdict.INVALID)
+        elif record.get("iscrowd", 0):
+            yield CleanedAnnotation(record, Verdict.CROWD)
+        else:
+            yield next(cleaned[record["image_id"]])
 
 
 def _clean_image(task: ImageTask, outcome: ImageOutcome, *, tolerance: float) -> Iterator[CleanedAnnotation]:
@@ -173,7 +180,8 @@ class ChangeReport:
             before: its record in the input.
             cleaned: what became of it.
         """
-        self._verdicts[before["category_id"]][cleaned.verdict] += 1
+        category = "unknown" if cleaned.verdict == Verdict.INVALID else before["category_id"]
+        self._verdicts[category][cleaned.verdict] += 1
         if cleaned.verdict != Verdict.REFINED:
             return
         self._sum_of_ious += cleaned.iou

@@ -6,22 +6,24 @@ Everything that can be known to be wrong is found by `plan_job`, before the firs
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from phoenix_d2.data.images import check_images
+from phoenix_d2.data.images import check_images, image_problem
 from phoenix_d2.data.mask_json import (
     PathLike,
     Record,
-    check_annotations,
-    check_results,
+    annotation_mistakes,
+    draw_images,
     image_file_name,
     image_sizes,
     is_results,
     load_annotations,
     read_json,
+    refuse,
+    result_mistakes,
 )
 from phoenix_d2.files import listed
 from phoenix_d2.sam.hashing import hash_file
@@ -91,11 +93,13 @@ class RefinementJob:
         data: the parsed file.
         tasks: one for each image with masks to refine, in the order of their first records.
         hashes: SHA-256 of the files that it was planned from, "input" and "annotations" (None without one).
+        mistakes: what is wrong with records that were left out for it, by their places in the file's list.
     """
 
     data: Any
     tasks: tuple[ImageTask, ...]
     hashes: Mapping[str, str | None]
+    mistakes: Mapping[int, str] = field(default_factory=dict)
 
     @property
     def records(self) -> list[Record]:
@@ -131,12 +135,17 @@ class RefinementJob:
         statuses = [status for outcome in done for status in outcome.statuses]
         kept = {reason: statuses.count(status) for status, reason in _REASONS.items()}
         kept["of unreadable images"] = sum(len(outcome.changes) for outcome in unread)
-        kept["crowd"] = sum(map(_is_crowd, self.records))
+        kept["invalid"] = len(self.mistakes)
+        kept["crowd"] = sum(
+            _is_crowd(record) for place, record in enumerate(self.records) if place not in self.mistakes
+        )
         reasons = ", ".join(f"{count} {reason}" for reason, count in kept.items() if count)
 
         refined = statuses.count(RefinementStatus.REFINED)
         text = f"{len(self.records)} masks in {len(done)} images: {refined} refined, {sum(kept.values())} kept"
         lines = [text + (f" ({reasons})" if reasons else "")]
+        if self.mistakes:
+            lines.append(f"{len(self.mistakes)} invalid record(s) stay as they were:{listed(self.mistakes.values())}")
         lines += _report_unread(unread)
         if kept["rejected by the gate"] > refined:
             lines.append(
@@ -153,7 +162,12 @@ class RefinementJob:
 
 
 def plan_job(
-    input_file: PathLike, *, image_folder: str | Path, annotation_file: PathLike | None = None
+    input_file: PathLike,
+    *,
+    image_folder: str | Path,
+    annotation_file: PathLike | None = None,
+    skip_invalid: bool = False,
+    max_images: int | None = None,
 ) -> RefinementJob:
     """Read and check a mask file, and find the images that its masks lie in.
 
@@ -164,17 +178,19 @@ def plan_job(
         image_folder: what an image's "file_name" is relative to, or where it has none, as in LVIS, the last two parts
             of its "coco_url".
         annotation_file: lists the images of a results file.
+        skip_invalid: leave out records with a mistake, and those whose image is missing or of another size.
+        max_images: make it a job on the valid records of so many images, drawn at random; all when None.
 
     Raises:
         OSError: a file cannot be opened.
-        ValueError: a file is malformed, or images are missing or of another size; the message names file, id and
-            remedy.
+        ValueError: a file is malformed; or, unless they are to be skipped, records are, or images are missing or of
+            another size. The message names file, ids and remedy.
     """
     data = read_json(input_file)
     if not is_results(data):
         if annotation_file is not None:
             raise ValueError(f"{input_file} is an annotation file, which lists its images itself: omit --annotations.")
-        check_annotations(data, source=input_file)
+        mistakes = annotation_mistakes(data, source=input_file)
         image_list = data
     elif annotation_file is None:
         raise ValueError(
@@ -183,15 +199,34 @@ def plan_job(
         )
     else:
         image_list = load_annotations(annotation_file)
-        check_results(data, source=input_file, annotations=image_list)
+        mistakes = result_mistakes(data, source=input_file, annotations=image_list)
+    if not skip_invalid:
+        refuse(mistakes, "refine_json.py and clean_annotations.py leave such records as they are with --skip-invalid.")
     hashes = {
         "input": hash_file(Path(input_file)),
         "annotations": None if annotation_file is None else hash_file(Path(annotation_file)),
     }
-    job = RefinementJob(data, (), hashes)
-    job = replace(job, tasks=_group(job.records, image_list, Path(image_folder)))
-    check_images(((task.image_id, task.path, task.size) for task in job.tasks), image_folder)
-    return job
+    if max_images is not None:
+        data, mistakes = _draw(data, image_list, mistakes, max_images), {}
+        hashes["images drawn"] = str(max_images)
+    records = data if is_results(data) else data["annotations"]
+    tasks = _group(records, image_list, Path(image_folder), mistakes)
+    if not skip_invalid:
+        check_images(((task.image_id, task.path, task.size) for task in tasks), image_folder)
+        return RefinementJob(data, tasks, hashes)
+    for task in tasks:
+        if problem := image_problem(task.image_id, task.path, task.size):
+            mistakes |= dict.fromkeys(task.places, problem)
+    tasks = tuple(task for task in tasks if task.places[0] not in mistakes)
+    return RefinementJob(data, tasks, hashes, mistakes)
+
+
+def _draw(data: Any, image_list: Record, mistakes: Collection[int], max_images: int) -> Any:
+    """The valid records of some images, as a file of the kind that `data` is."""
+    records = data if is_results(data) else data["annotations"]
+    valid = [record for place, record in enumerate(records) if place not in mistakes]
+    drawn = draw_images({**image_list, "annotations": valid}, max_images)
+    return drawn["annotations"] if is_results(data) else drawn
 
 
 def share(tasks: Sequence[ImageTask], rank: int, count: int) -> list[ImageTask]:
@@ -200,10 +235,12 @@ def share(tasks: Sequence[ImageTask], rank: int, count: int) -> list[ImageTask]:
     return [tasks[index] for index in sorted(by_masks[rank::count])]
 
 
-def _group(records: Sequence[Record], image_list: Record, folder: Path) -> tuple[ImageTask, ...]:
+def _group(
+    records: Sequence[Record], image_list: Record, folder: Path, mistakes: Collection[int]
+) -> tuple[ImageTask, ...]:
     by_image: dict[Any, list[int]] = defaultdict(list)
     for place, record in enumerate(records):
-        if not _is_crowd(record):
+        if place not in mistakes and not _is_crowd(record):
             by_image[record["image_id"]].append(place)
     image_of, sizes = {image["id"]: image for image in image_list["images"]}, image_sizes(image_list)
     return tuple(

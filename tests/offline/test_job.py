@@ -80,6 +80,40 @@ def test_what_is_no_image_stops_the_plan(dataset):
         plan_job(dataset.path, image_folder=dataset.folder)
 
 
+def test_what_is_invalid_is_left_out_when_asked(dataset):
+    (dataset.folder / "b.png").unlink()
+    dataset.data["annotations"][2]["segmentation"] = []
+    path = dataset.write(dataset.data)
+    with pytest.raises(ValueError, match=r"annotation id 12 .* no polygon.*\n.*--skip-invalid"):
+        plan_job(path, image_folder=dataset.folder)
+    job = plan_job(path, image_folder=dataset.folder, skip_invalid=True)
+    assert [(task.image_id, task.places) for task in job.tasks] == [(1, (0, 4))]
+    assert sorted(job.mistakes) == [1, 2, 3] and "b.png (image id 2) is missing" in job.mistakes[1]
+    nothing = {1: ImageOutcome(1, [None, None], [int(RefinementStatus.KEPT_SMALL)] * 2, None, 1.0)}
+    assert job.finished(nothing) == dataset.data
+    assert job.summary(nothing).splitlines()[0].endswith("0 refined, 6 kept (2 too small, 3 invalid, 1 crowd)")
+
+
+def test_a_job_on_some_of_the_images(dataset, tmp_path):
+    whole = plan_job(dataset.path, image_folder=dataset.folder)
+    job = plan_job(dataset.path, image_folder=dataset.folder, max_images=2)
+    drawn = {image["id"] for image in job.data["images"]}
+    assert len(drawn) == 2 and drawn != {1, 2}
+    assert job.records == [record for record in dataset.data["annotations"] if record["image_id"] in drawn]
+    assert [task.image_id for task in job.tasks] == [id_ for id_ in (1, 2) if id_ in drawn]
+    assert job.data["categories"] == dataset.data["categories"] and job.hashes != whole.hashes
+
+    path = tmp_path / "results.json"
+    results = results_of(dataset.data)
+    results[0]["segmentation"] = results[1]["segmentation"] = None
+    path.write_text(json.dumps(results))
+    options = {"image_folder": dataset.folder, "annotation_file": dataset.path, "max_images": 2}
+    with pytest.raises(ValueError, match="2 records have mistakes"):
+        plan_job(path, **options)
+    job = plan_job(path, **options, skip_invalid=True)
+    assert job.data == [record for record in results[2:] if record["image_id"] in drawn] and not job.mistakes
+
+
 def test_finished_changes_nothing_but_what_it_is_told(dataset):
     job = plan_job(dataset.path, image_folder=dataset.folder)
     before = copy.deepcopy(job.data)

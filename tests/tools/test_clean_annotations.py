@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import json
 from pathlib import Path
@@ -168,6 +169,27 @@ def test_bad_input_is_told_before_anything_is_written(case, annotations, tmp_pat
     assert "not valid JSON" in case.error()
     assert "No such file" in case.error(input=tmp_path / "none.json")
     assert case.names() == ["folder.report.html", "instances.json"]
+
+
+def test_invalid_annotations_are_a_verdict(case, annotations, drawn, capsys):
+    broken = copy.deepcopy(annotations)
+    first, second, *_ = broken["annotations"]
+    first["segmentation"] = [[1, 2, 3, 4]]
+    del second["image_id"], second["category_id"]
+    gone = broken["images"][-1]
+    gone["coco_url"] += ".gone"
+    case.source.write_text(json.dumps(broken))
+    assert "2 records have mistakes" in case.error()
+    case.run("--skip-invalid")
+    cleaned = json.loads(case.output.read_text())["annotations"]
+    verdicts = [json.loads(line) for line in (case.output.parent / "cleaned.verdicts.jsonl").read_text().splitlines()]
+    for old, new, verdict in zip(broken["annotations"], cleaned, verdicts, strict=True):
+        is_invalid = old is first or old is second or (old["image_id"] == gone["id"] and not old.get("iscrowd"))
+        assert (verdict["verdict"] == "invalid") == is_invalid
+        assert not is_invalid or old == new
+    assert verdicts[1]["image_id"] is None
+    assert ".gone (image id" in capsys.readouterr().out
+    assert "unknown" in (case.output.parent / "cleaned.report.html").read_text()
 
 
 def test_masks_may_reach_every_edge(case, annotations):

@@ -137,6 +137,24 @@ def test_files_of_one_name_keep_their_folders(truth, write):
     assert list(table(completed.stdout)) == [str(path) for path in paths]
 
 
+def test_only_images_that_all_files_have_masks_on(truth, write):
+    data = json.loads(truth.read_text())
+    data["images"].append({**data["images"][0], "id": 2})
+    data["annotations"].append({**data["annotations"][0], "id": 6, "image_id": 2})
+    both = write("two.json", data)
+    other = result(40, image_id=2, gt_id=6)
+    coarse, refined = write("coarse.json", [result(10), other]), write("refined.json", [result(10)])
+    options = ("--annotations", both, "--results", coarse, refined)
+    everywhere, common = (run(*options, *more).stdout for more in ((), ("--common-images",)))
+    # refined.json found one object of two
+    assert [table(everywhere)[name]["AP"] for name in ("coarse", "refined")] == ["50.50", "50.50"]
+    assert [table(common)[name]["AP"] for name in ("coarse", "refined")] == ["100.00", "100.00"]
+    assert "Not judged: 1 results of" in common
+    elsewhere = write("elsewhere.json", [other])
+    completed = run("--annotations", both, "--results", refined, elsewhere, "--common-images")
+    assert completed.returncode == 1 and "No image has masks in all of" in completed.stderr
+
+
 def test_what_is_read_is_not_replaced(truth, write):
     results = write("a.json", [result(10)])
     for read in (truth, results):

@@ -20,6 +20,20 @@ def test_bad_input_stops_before_any_work(case, drawn, results, tmp_path):
     fails(r"coarse\.json: result 1 .*\(image 99\): no such image .* Use the annotation file")
 
 
+def test_invalid_records_can_be_left_as_they_are(case, results, capsys):
+    wrong = [{**results[1], "image_id": 99}, {**results[2], "segmentation": [[1, 2, 3]]}, 7]
+    case.source.write_text(json.dumps([results[0], *wrong]))
+    error = case.error()
+    assert "3 records have mistakes:\n" in error and "--skip-invalid" in error
+    for mistake in ("result 1 .* no such image", "result 2 .* at least 3 points", "result 3 .* missing"):
+        assert re.search(mistake, error)
+    refined = case.run("--skip-invalid")
+    assert refined[1:] == wrong and refined[0] != results[0]
+    summary = capsys.readouterr().out
+    assert "4 masks in 1 images: 1 refined, 3 kept (3 invalid)" in summary
+    assert re.search(r"3 invalid record\(s\) stay as they were:\n.*result 1 .*\n.*result 2 .*\n.*result 3", summary)
+
+
 def test_wrong_use_is_explained(case, tmp_path, capsys):
     before = case.source.read_bytes()
     assert "is also read: write to another file" in case.error(output=case.source)
