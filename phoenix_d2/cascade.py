@@ -20,6 +20,9 @@ from phoenix_d2.structures import MaskPrediction
 Predict: TypeAlias = Callable[[Tensor, Tensor], MaskPrediction]
 """((A, s, s) float masks, (A,) long, which of the N masks they are) -> all candidates that the decoder has for them."""
 
+Correct: TypeAlias = Callable[[Tensor, Tensor], Tensor]
+"""((A, s, s) float logits that a pass chose, (A,) long, which of the N masks they are) -> those that hold instead."""
+
 
 @dataclass(frozen=True)
 class CascadeResult:
@@ -51,7 +54,9 @@ class CascadeResult:
         )
 
 
-def run_cascade(predict: Predict, coarse_masks: Tensor, valid: Tensor, options: RefineOptions) -> CascadeResult:
+def run_cascade(
+    predict: Predict, coarse_masks: Tensor, valid: Tensor, options: RefineOptions, correct: Correct | None = None
+) -> CascadeResult:
     """Refine masks pass by pass.
 
     A mask that vanishes stays what it was in the pass before; the logits of one that the first pass erased are 0.
@@ -62,6 +67,7 @@ def run_cascade(predict: Predict, coarse_masks: Tensor, valid: Tensor, options: 
         coarse_masks: (N, s, s) float in [0, 1], share of each pixel that the mask covers.
         valid: (N, s, s) bool, pixels that are no padding.
         options: number of passes, choice of the candidate and when to stop.
+        correct: what becomes of the logits that a pass chose; None to take them as they are.
     """
     n, side, _ = coarse_masks.shape
     result = CascadeResult.of_no_pass(n, options.num_iters, side, coarse_masks.device)
@@ -73,6 +79,8 @@ def run_cascade(predict: Predict, coarse_masks: Tensor, valid: Tensor, options: 
             result.coarse_iou[:] = candidates.prompt_iou_predictions
         chosen = candidates.mean() if options.candidate == "mean" else candidates.multimask().best()
         logits = chosen.low_res_logits[:, 0]
+        if correct:
+            logits = correct(logits, going)
         new_masks = (logits > 0) & inside
         alive = new_masks.flatten(1).any(1)
         change = torch.where(alive, mask_iou(new_masks, given >= 0.5), 1.0)

@@ -240,6 +240,8 @@ def _refiner_node() -> CN:
     node.CANDIDATE = None
     # masks that a pass leaves with at least this IoU to what they were skip the passes that remain. Ours
     node.STOP_OVERLAP = None
+    # how much the image's colours have to say beside the decoder; 0 is off. Ours
+    node.COLOR_WEIGHT = None
     node.CHUNK_SIZE = None
     node.ZOOM_SMALL = None
     node.ZOOM_BELOW = None

@@ -20,6 +20,8 @@ class RefineOptions:
             (paper B.3), or "mean", the mean logits of all, which bets on none where the prediction is unsure.
         stop_overlap: a mask goes through no more passes after one that left it with at least this IoU to what it was;
             at 1, which changes no result, after one that left it as it was (but the first, whose prompt is not binary).
+        color_weight: how much the colours of the image have to say beside the decoder, after each pass, see
+            `phoenix_d2.colors`; 0, as in the paper, is nothing.
         chunk_size: masks decoded together, which bounds the memory; see `masks_at_once` for None.
         zoom_small: refine masks that are too small for the low-resolution frame (under 16 of its
             pixels) on a window of their own around them; off, they are kept as they were.
@@ -42,6 +44,7 @@ class RefineOptions:
     num_iters: int = 5
     candidate: Candidate = "best"
     stop_overlap: float = 1.0
+    color_weight: float = 0.0
     chunk_size: int | None = None
     zoom_small: bool = True
     zoom_below: float = 0.0
@@ -57,6 +60,8 @@ class RefineOptions:
             raise ValueError(f"num_iters {self.num_iters} and chunk_size {self.chunk_size} are whole, at least 1.")
         if not 0 < self.stop_overlap <= 1:
             raise ValueError(f"stop_overlap is an IoU above 0 and up to 1, got {self.stop_overlap}.")
+        if not 0 <= self.color_weight < math.inf:
+            raise ValueError(f"color_weight must be at least 0, which is off, got {self.color_weight}.")
         if not (self.window_scale == 0 or 0.1 <= self.window_scale < math.inf):
             raise ValueError(f"window_scale must be 0, which is off, or at least 0.1, got {self.window_scale}.")
         if not 0 <= self.zoom_below < math.inf:

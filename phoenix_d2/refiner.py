@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from phoenix_d2.cascade import CascadeResult, run_cascade
+from phoenix_d2.colors import WindowColors
 from phoenix_d2.evidence import EVIDENCE, MaskSource, edge_strength, measure_evidence
 from phoenix_d2.gate import RefinementGate, judge
 from phoenix_d2.ops.chunks import for_chunks
@@ -35,6 +36,21 @@ if TYPE_CHECKING:
 __all__ = ["MaskRefiner", "RefineOptions"]
 
 _Item = TypeVar("_Item")
+
+
+@dataclass(frozen=True)
+class _WindowFeatures:
+    """What is computed once of n windows of an image.
+
+    Attributes:
+        embeddings: (n, C, h, w) float.
+        edges: (n, s, s) float, see `edge_strength`.
+        colors: of the windows; None where they are not asked.
+    """
+
+    embeddings: Tensor
+    edges: Tensor
+    colors: WindowColors | None
 
 
 def half_dtype(device: torch.device) -> torch.dtype:
@@ -306,11 +322,13 @@ class MaskRefiner(nn.Module):
         masks = coarse_masks.clone()
         whole = [i for i, frame in frames.items() if frame.is_whole]
         zoomed = [i for i, frame in frames.items() if not frame.is_whole]
-        shared = self._encode_windows(image, [frames[whole[0]]]) if whole else None
+        shared = self._encode_windows(image, [frames[whole[0]]], options) if whole else None
 
         def refine_rows(chunk: Sequence[int]) -> None:
             chunk_frames = [frames[i] for i in chunk]
-            features = shared if shared and chunk_frames[0].is_whole else self._encode_windows(image, chunk_frames)
+            features = (
+                shared if shared and chunk_frames[0].is_whole else self._encode_windows(image, chunk_frames, options)
+            )
             rows = torch.tensor(chunk, device=self.device)
             own_cues = cues.in_frames(rows, chunk_frames)
             own_masks = [coarse_masks[i] for i in chunk]
@@ -337,7 +355,7 @@ class MaskRefiner(nn.Module):
 
     def _refine_chunk(
         self,
-        features: tuple[Tensor, Tensor],
+        features: _WindowFeatures,
         masks: Sequence[Tensor],
         frames: Sequence[Frame],
         cues: UserCues,
@@ -346,7 +364,7 @@ class MaskRefiner(nn.Module):
         """Refine n (H, W) bool masks, each in its frame.
 
         Args:
-            features: embeddings and edges of the frames' windows, see `_encode_windows`; one for all, or one each.
+            features: of the frames' windows; of one for all, or of one each.
             masks: (H, W) bool each.
             frames: one a mask.
             cues: in model-input coordinates.
@@ -355,7 +373,7 @@ class MaskRefiner(nn.Module):
         Returns:
             What the passes made of the masks, and the (n, F) evidence on it.
         """
-        embeddings, edges = features
+        embeddings, colors = features.embeddings, features.colors
         soft_masks = torch.cat([frame.masks_to_low_res(mask[None]) for mask, frame in zip(masks, frames, strict=True)])
         valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
 
@@ -365,11 +383,17 @@ class MaskRefiner(nn.Module):
             with self._autocast():
                 return self.decode(own, self.prompter.with_user_prompts(prompts, cues[rows]))
 
-        passes = run_cascade(predict, soft_masks, valid, options)
+        def correct(logits: Tensor, rows: Tensor) -> Tensor:
+            if colors is None:
+                return logits
+            own = colors if len(colors) == 1 else colors[rows]
+            return own.correct(logits, options.color_weight)
+
+        passes = run_cascade(predict, soft_masks, valid, options, correct)
         evidence = measure_evidence(
             soft_masks >= 0.5,
             passes.logits,
-            edges,
+            features.edges,
             valid=valid,
             iou_predictions=passes.ious[:, -1],
             coarse_iou_predictions=passes.coarse_iou,
@@ -403,7 +427,7 @@ class MaskRefiner(nn.Module):
 
         def refine_tiles(chunk: Sequence[Tile]) -> None:
             frames = [replace(frame, window=tile.window) for tile in chunk]
-            features = self._encode_windows(image, frames)
+            features = self._encode_windows(image, frames, options)
             passes, evidence = self._refine_chunk(features, [mask] * len(chunk), frames, UserCues(), options)
             accepted, _ = judge(evidence, source, self.gate, options)
             # a window that the decoder empties may show a part of the object that it takes for none
@@ -415,8 +439,7 @@ class MaskRefiner(nn.Module):
         self._for_chunks(refine_tiles, tiles, options, shared=False)
         return blended > 0.5
 
-    def _encode_windows(self, image: Tensor, frames: Sequence[Frame]) -> tuple[Tensor, Tensor]:
-        """Windows of an image as (n, C, h, w) embeddings and (n, s, s) edge strengths."""
+    def _encode_windows(self, image: Tensor, frames: Sequence[Frame], options: RefineOptions) -> _WindowFeatures:
         resized = [frame.image_to_input(image) for frame in frames]
         windows = torch.stack([self._normalise(pixels) for pixels in resized])
         if self.cached_encoder is None:
@@ -425,7 +448,10 @@ class MaskRefiner(nn.Module):
         else:
             embeddings, _ = self.cached_encoder.encode(resized)
         valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
-        return embeddings, edge_strength(F.avg_pool2d(windows, self.stride), valid)
+        pixels = F.avg_pool2d(windows, self.stride)
+        rgb = (pixels * self.pixel_std + self.pixel_mean) / 255
+        colors = WindowColors.of(rgb, valid) if options.color_weight else None
+        return _WindowFeatures(embeddings, edge_strength(pixels, valid), colors)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """Normalise and pad (3, h, w) pixels of the model input: (3, S, S) float."""

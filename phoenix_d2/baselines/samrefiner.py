@@ -17,5 +17,7 @@ def training_free(refiner: PhoenixRefiner) -> PhoenixRefiner:
         refiner: whose decoder was pre-trained as a promptable one, and no further; changed in place.
     """
     refiner.refiner.prompter = CoarseMaskPrompter(compat="samrefiner")
-    refiner.refiner.options = replace(refiner.options, num_iters=_NUM_ITERS, candidate="best", gate="off")
+    refiner.refiner.options = replace(
+        refiner.options, num_iters=_NUM_ITERS, candidate="best", color_weight=0.0, gate="off"
+    )
     return refiner

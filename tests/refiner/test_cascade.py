@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from phoenix_d2.cascade import CascadeResult, Predict, run_cascade
+from phoenix_d2.cascade import CascadeResult, Correct, Predict, run_cascade
 from phoenix_d2.evidence import EVIDENCE
 from phoenix_d2.refiner import MaskRefiner, RefineOptions
 from phoenix_d2.structures import MaskPrediction, Prompts, RefinementStatus
@@ -211,10 +211,12 @@ def test_stopping_at_equality_changes_nothing(refiner: MaskRefiner, monkeypatch:
     assert len(masks) < sizes[-1] + sum(sizes) < NUM_PASSES * len(masks), "some leave, some stay"
     # a first pass is never the last: pass by pass, no mask ever leaves
 
-    def pass_by_pass(predict: Predict, soft_masks: Tensor, valid: Tensor, options: RefineOptions) -> CascadeResult:
+    def pass_by_pass(
+        predict: Predict, soft_masks: Tensor, valid: Tensor, options: RefineOptions, correct: Correct
+    ) -> CascadeResult:
         passes = []
         for _ in range(NUM_PASSES):
-            passes.append(run_cascade(predict, soft_masks, valid, replace(options, num_iters=1)))
+            passes.append(run_cascade(predict, soft_masks, valid, replace(options, num_iters=1), correct))
             soft_masks = ((passes[-1].logits > 0) & valid).float()
         traces = {name: torch.cat([getattr(each, name) for each in passes], 1) for name in ("ious", "changes")}
         return replace(passes[-1], **traces)
