@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 _MAX_LISTED = 5
 
@@ -41,6 +42,24 @@ def publish_folder(staging: Path, folder: Path) -> None:
         path.unlink()
     folder.parent.mkdir(parents=True, exist_ok=True)
     os.replace(staging, folder)
+
+
+@contextmanager
+def staged_folder(folder: str | Path) -> Iterator[Path]:
+    """A place to write files that come to lie in `folder` only when all are written.
+
+    Each then replaces the one of its name, if there is one; when the block raises, nothing in `folder` changes.
+
+    Args:
+        folder: made if need be.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    # inside the folder, since only a rename within one file system is atomic
+    with TemporaryDirectory(dir=folder, prefix=".") as staging:
+        yield Path(staging)
+        for path in sorted(Path(staging).iterdir()):
+            os.replace(path, folder / path.name)
 
 
 def listed(items: Iterable[str]) -> str:

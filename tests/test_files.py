@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from phoenix_d2.files import atomic_path, publish_folder
+from phoenix_d2.files import atomic_path, publish_folder, staged_folder
 
 
 def test_a_file_comes_whole_or_not_at_all(tmp_path: Path) -> None:
@@ -40,3 +40,18 @@ def test_a_folder_is_published_without_what_a_kill_left(tmp_path: Path) -> None:
     assert left.exists()
     publish_folder(staging, tmp_path / "new" / "masks")
     assert [path.name for path in (tmp_path / "new").rglob("*")] == ["masks", "sub", "a.png"]
+
+
+def test_files_appear_when_all_are_written(tmp_path: Path) -> None:
+    folder = tmp_path / "deep" / "report"
+    with staged_folder(folder) as staging:
+        (staging / "a.txt").write_text("new")
+        assert not (folder / "a.txt").exists()
+    assert [path.name for path in folder.iterdir()] == ["a.txt"]
+    with pytest.raises(RuntimeError), staged_folder(folder) as staging:
+        (staging / "a.txt").write_text("half")
+        raise RuntimeError
+    assert [path.read_text() for path in folder.iterdir()] == ["new"]
+    with staged_folder(folder) as staging:
+        (staging / "a.txt").write_text("newer")
+    assert (folder / "a.txt").read_text() == "newer"

@@ -97,8 +97,9 @@ def write(folder: Path, draws: list[Any], galleries: dict[str, Any]) -> None:
 
     import cv2
 
+    from phoenix_d2.files import staged_folder
     from phoenix_d2.offline.noise import attack_table, correlation_table, draw_histograms, report
-    from phoenix_d2.offline.report import staged_folder, without_nan
+    from phoenix_d2.tables import without_nan
 
     tables = {"attacks": attack_table(draws), "correlation": correlation_table(draws)}
     with staged_folder(folder) as staging:

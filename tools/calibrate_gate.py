@@ -190,13 +190,14 @@ def write_report(
 ) -> None:
     """Print what the gate makes of every set, and write it beside the weights as Markdown, JSON and a plot."""
     from phoenix_d2.evidence import ENOUGH_MASKS
+    from phoenix_d2.files import staged_folder
     from phoenix_d2.offline.calibrate import draw_reliability
-    from phoenix_d2.offline.report import markdown_table, staged_folder, without_nan
+    from phoenix_d2.tables import format_table, without_nan
 
     num_masks = sum(len(masks) for masks, _ in predictions.values())
     if num_masks < ENOUGH_MASKS:
         print(f"warning: {num_masks} masks say little of a refiner; {ENOUGH_MASKS} or more make a gate to rely on")
-    table = markdown_table([{"set": name, **row} for name, row in figures.items()])
+    table = format_table([{"set": name, **row} for name, row in figures.items()])
     with staged_folder(output.parent) as folder:
         report = {"gate": gate.to_metadata(), "sets": without_nan(figures)}
         (folder / f"{output.stem}.gate.json").write_text(json.dumps(report, indent=1))

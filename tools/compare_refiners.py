@@ -141,7 +141,8 @@ def load_refiner(spec: str, args: argparse.Namespace) -> PhoenixRefiner | CropRe
 def write_report(args: argparse.Namespace, scores: Mapping[str, Mapping[str, Score]]) -> None:
     """Tables, JSON and plot."""
     from phoenix_d2.evaluation.comparison import compare, draw_gains, to_markdown
-    from phoenix_d2.offline.report import staged_folder, without_nan
+    from phoenix_d2.files import staged_folder
+    from phoenix_d2.tables import without_nan
 
     rows = compare(scores, seed=args.seed)
     names = ("seed", "max_images", "weights", "attack_weights")

@@ -61,7 +61,7 @@ def draw(args: argparse.Namespace) -> None:
     import cv2
 
     from phoenix_d2.data.mask_json import load_annotations
-    from phoenix_d2.offline.report import staged_folder
+    from phoenix_d2.files import staged_folder
     from phoenix_d2.visualization import contact_sheet
 
     check_new_folder(args.output)

@@ -36,7 +36,7 @@ def main(argv: list[str] | None = None) -> None:
     """Score, print a table, and say in a line what went wrong."""
     args = parse_args(argv)
     # heavy imports stay out of the way of --help
-    from phoenix_d2.evaluation.instance_masks import scores_table
+    from phoenix_d2.tables import scores_table
 
     with errors_in_words():
         scores = evaluate(args)

@@ -59,8 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     args = parse_args(argv)
     # heavy imports stay out of the way of --help
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.evaluation.instance_masks import scores_table
-    from phoenix_d2.offline.report import without_nan
+    from phoenix_d2.tables import scores_table, without_nan
 
     with errors_in_words():
         if args.output:

@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
     """Score folder by folder, print the table."""
     # heavy imports stay out of the way of --help
     from phoenix_d2.evaluation.binary_masks import average, score_folder, summarise
-    from phoenix_d2.evaluation.instance_masks import scores_table
+    from phoenix_d2.tables import scores_table
 
     names = set_names(args.targets)
     columns = {label: folders for label, folders in (("before", args.before), ("after", args.after)) if folders}

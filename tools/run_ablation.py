@@ -55,9 +55,10 @@ def run(args: argparse.Namespace) -> None:
     """Ablation by ablation; all are read before the first starts."""
     # heavy imports stay out of the way of --help
     from phoenix_d2.engine.ablation import prepare_inputs, read_ablation, run_ablation
+    from phoenix_d2.files import staged_folder
     from phoenix_d2.offline.ablation_report import AblationReport
-    from phoenix_d2.offline.report import staged_folder, without_nan
     from phoenix_d2.sam.pretrained import find_weights
+    from phoenix_d2.tables import without_nan
 
     weights = str(find_weights(args.weights))
     overrides = dict(zip(args.overrides[::2], args.overrides[1::2], strict=True))

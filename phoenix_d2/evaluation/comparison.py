@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 
 from phoenix_d2.data.mask_json import Record, image_sizes, segmentation_to_rle
 from phoenix_d2.evaluation.instance_masks import evaluate_masks, paired_overlaps
-from phoenix_d2.offline.report import markdown_table
 from phoenix_d2.structures import RefinementStatus
+from phoenix_d2.tables import format_table
 
 COARSE = "coarse"
 """The name under which an input's own masks are scored."""
@@ -243,7 +243,7 @@ def to_markdown(rows: Sequence[Record]) -> str:
         "Figures": [{name: row[name] for name in figures} for row in rows],
         "Differences, with 95 % intervals": [_differences(row, refined[0]["refiner"]) for row in refined],
     }
-    return "\n".join(f"## {title}\n\n{markdown_table(table)}\n" for title, table in tables.items())
+    return "\n".join(f"## {title}\n\n{format_table(table)}\n" for title, table in tables.items())
 
 
 def draw_gains(rows: Sequence[Record], path: str | Path) -> None:

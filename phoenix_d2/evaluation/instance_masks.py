@@ -9,7 +9,7 @@ whole image; `boundary_ap.py` comes to the same figures with the crops of a few.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -17,7 +17,6 @@ import numpy as np
 import pycocotools.mask as mask_util
 from faster_coco_eval import COCO, COCOeval_faster
 from numpy.typing import NDArray
-from tabulate import tabulate
 
 from phoenix_d2.data.mask_json import Record, category_ids, image_sizes, segmentation_to_rle
 from phoenix_d2.evaluation.boundary_ap import BoundaryEvaluation, cropped_mask
@@ -169,24 +168,6 @@ def saturated_share(annotations: Record, *, dilation_ratio: float = 0.02) -> flo
         box = mask_util.toBbox(segmentation_to_rle(annotation["segmentation"], *size))
         saturated.append(min(box[2:]) <= 2 * band_width(*size, dilation_ratio=dilation_ratio))
     return _percent(float(np.mean(saturated))) if saturated else math.nan
-
-
-def scores_table(scores: Mapping[str, Mapping[str, float]], *, markdown: bool = False) -> str:
-    """A table of figures: one row a name, one column a metric, "-" where a row lacks a metric or has NaN."""
-    columns = list(dict.fromkeys(metric for row in scores.values() for metric in row))
-    rows = [[name, *(_cell(row.get(column, math.nan)) for column in columns)] for name, row in scores.items()]
-    alignment = ("left", *("right" for _ in columns))
-    return tabulate(
-        rows,
-        headers=["", *columns],
-        tablefmt="github" if markdown else "simple",
-        colalign=alignment if rows else None,
-        disable_numparse=True,
-    )
-
-
-def _cell(value: float) -> str:
-    return "-" if math.isnan(value) else f"{value:.2f}"
 
 
 def _percent(fraction: float) -> float:

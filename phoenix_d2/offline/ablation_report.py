@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from matplotlib.figure import Figure
 
-from phoenix_d2.offline.report import markdown_table
+from phoenix_d2.tables import format_table
 
 Metrics: TypeAlias = dict[str, float]
 Scores: TypeAlias = dict[str, dict[str, Metrics]]
@@ -131,17 +131,17 @@ class AblationReport:
             f"Percent, mean ± standard deviation over the seeds {', '.join(map(str, seeds))}. Differences are to the "
             "first row, paired by seed, ± their standard error; **bold** ones are beyond chance: the 95 % interval of "
             "Student's t leaves out 0.",
-            markdown_table(self._training_rows()),
+            format_table(self._training_rows()),
         ]
         differences = self.differences()
         for given in self.inputs:
-            parts += [f"## {given}", markdown_table(self._rows(given))]
+            parts += [f"## {given}", format_table(self._rows(given))]
             if rows := differences[given]:
                 cells = [
                     {"difference": name} | {metric: _difference_cell(d) for metric, d in row.items()}
                     for name, row in rows.items()
                 ]
-                parts.append(markdown_table(cells))
+                parts.append(format_table(cells))
         return "\n\n".join(parts) + "\n"
 
     def _training_rows(self) -> list[dict[str, Any]]:

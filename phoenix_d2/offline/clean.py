@@ -25,10 +25,10 @@ from phoenix_d2.data.mask_json import (
     write_json_atomically,
 )
 from phoenix_d2.data.polygons import mask_to_polygons
+from phoenix_d2.files import staged_folder
 from phoenix_d2.offline import html_report
 from phoenix_d2.offline.job import ImageOutcome, ImageTask, RefinementJob, plan_job
 from phoenix_d2.offline.refine import box_and_area
-from phoenix_d2.offline.report import staged_folder
 from phoenix_d2.structures import RefinementStatus
 from phoenix_d2.visualization import Image, compare_masks
 

@@ -18,9 +18,9 @@ from phoenix_d2.baselines.base import Refiner
 from phoenix_d2.evidence import EVIDENCE, MaskSource
 from phoenix_d2.gate import judge
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
-from phoenix_d2.offline.report import without_nan
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementStatus
+from phoenix_d2.tables import without_nan
 
 
 def decides_late(refiner: Refiner) -> bool:

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from phoenix_d2.data.mask_json import Record, decode_segmentation
 from phoenix_d2.offline.perturb import adversarial_alone, perturb_image_masks
-from phoenix_d2.offline.report import markdown_table
 from phoenix_d2.ops.boundary import CroppedMask
 from phoenix_d2.ops.frames import Frame
 from phoenix_d2.ops.windows import box_window
@@ -23,6 +22,7 @@ from phoenix_d2.perturbation.guidance import ALL_GUIDES
 from phoenix_d2.perturbation.semantics import FEATURES, semantic_correlation, semantic_features
 from phoenix_d2.refiner import MaskRefiner
 from phoenix_d2.structures import PerturbationOutcome
+from phoenix_d2.tables import format_table
 from phoenix_d2.visualization import Image, compare_masks, contact_sheet
 
 THRESHOLDS = (0.3, 0.5, 0.7, 0.9)
@@ -223,10 +223,10 @@ def report(draws: Sequence[NoiseDraw]) -> str:
             "# Noise",
             "## Where attacks end",
             "Percent of the attacks on each mask; the IoU (percent) is measured in the frame of the image.",
-            markdown_table(attack_table(draws)),
+            format_table(attack_table(draws)),
             "## How errors follow the image",
             "Pearson's correlation of the errors with edges (Canny), texture (Laplacian of Gaussian) and the mean of "
             "both; standard deviation, 1st and 99th percentile and percent above 0 are those of the last.",
-            markdown_table(correlation_table(draws), float_format=".3g"),
+            format_table(correlation_table(draws), float_format=".3g"),
         ]
     )

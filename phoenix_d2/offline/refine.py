@@ -17,9 +17,9 @@ from phoenix_d2.data.visual_cues import cue_arrays, group_by_cues
 from phoenix_d2.evidence import MaskSource
 from phoenix_d2.offline.decide import decides_late
 from phoenix_d2.offline.job import ImageOutcome, ImageTask
-from phoenix_d2.offline.report import without_nan
 from phoenix_d2.predictor import PhoenixRefiner
 from phoenix_d2.structures import RefinementResult, RefinementStatus
+from phoenix_d2.tables import without_nan
 
 
 def refine_image(

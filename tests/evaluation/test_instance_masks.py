@@ -18,7 +18,6 @@ from phoenix_d2.evaluation.instance_masks import (
     evaluate_masks,
     paired_iou,
     saturated_share,
-    scores_table,
 )
 
 
@@ -242,12 +241,3 @@ def test_saturated_share(dataset, square):
     annotations["annotations"][0]["iscrowd"] = 1
     assert saturated_share(annotations) == pytest.approx(100 / 3)
     assert math.isnan(saturated_share(dataset([])))
-
-
-def test_scores_table():
-    scores = {"coarse": {"AP": 1.234, "AP50": math.nan}, "refined": {"AP": 100.0, "IoU": 5.0}}
-    plain = scores_table(scores).splitlines()
-    assert plain[0].split() == ["AP", "AP50", "IoU"]
-    assert [line.split() for line in plain[2:]] == [["coarse", "1.23", "-", "-"], ["refined", "100.00", "-", "5.00"]]
-    markdown = scores_table(scores, markdown=True).splitlines()
-    assert [cell.strip() for cell in markdown[3].split("|")[1:-1]] == ["refined", "100.00", "-", "5.00"]
