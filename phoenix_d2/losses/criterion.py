@@ -85,7 +85,7 @@ class RefinementCriterion(nn.Module):
         self,
         prediction: MaskPrediction,
         targets: Tensor,
-        noisy_masks: Tensor | None,
+        noisy_masks: Tensor,
         valid: Tensor,
         *,
         generator: torch.Generator,
@@ -96,18 +96,17 @@ class RefinementCriterion(nn.Module):
             prediction: all candidates of N masks in SAM's order: the single-mask candidate, then the
                 multimask ones.
             targets: (N, s, s) float in [0, 1], share of each pixel that the target covers.
-            noisy_masks: (N, s, s) bool, what the decoder was given; None where it was given no mask,
-                and then there is neither CMRL nor a gain to report.
+            noisy_masks: (N, s, s) bool, what the decoder was given; empty where it was given no mask.
             valid: (N, s, s) or (1, s, s) bool, pixels that are image and not padding.
             generator: draws the pixels of CMRL.
 
         Returns:
             The losses, scalars already weighted, to be added up: `loss_focal`, `loss_dice`, `loss_iou`;
-            `loss_prompt_iou` with noisy masks, if the decoder predicts their IoU; and with CMRL
+            `loss_prompt_iou` if the decoder predicts the IoU of noisy masks; and with CMRL
             `loss_cmrl_intra`, `loss_cmrl_inter`, `loss_cmrl_self`.
             The diagnostics, detached scalars: `iou_refined` of the candidate that inference would
-            select, and with noisy masks `iou_noisy`, `iou_gain` (refined minus noisy) and the share of
-            valid pixels in each region, `region_<name>`.
+            select, `iou_noisy`, `iou_gain` (refined minus noisy) and the share of valid pixels in each
+            region, `region_<name>`.
         """
         assert prediction.low_res_logits.shape[1] > 1, "the multimask candidates are missing"
         with torch.autocast(targets.device.type, enabled=False):
@@ -115,18 +114,17 @@ class RefinementCriterion(nn.Module):
             target_masks = targets >= 0.5
             losses, best = self._mask_losses(prediction, targets, valid)
             diagnostics = _iou_diagnostics(prediction, target_masks, noisy_masks, valid)
-            if noisy_masks is not None:
-                predicted = prediction.prompt_iou_predictions
-                if predicted is not None:
-                    error = (predicted - mask_iou(noisy_masks, target_masks, valid)).square()
-                    losses["loss_prompt_iou"] = self.iou_weight * _mean(error)
-                refined_masks = prediction.select(best).low_res_logits[:, 0] > 0
-                regions = refinement_regions(
-                    target_masks, noisy_masks, refined_masks, valid, count_new_errors=self.count_new_errors
-                )
-                diagnostics |= {f"region_{name}": _mean(share) for name, share in regions.fractions(valid).items()}
-                if self.cmrl_weight > 0:
-                    losses |= self._contrastive_losses(prediction.features, regions, valid, generator)
+            predicted = prediction.prompt_iou_predictions
+            if predicted is not None:
+                error = (predicted - mask_iou(noisy_masks, target_masks, valid)).square()
+                losses["loss_prompt_iou"] = self.iou_weight * _mean(error)
+            refined_masks = prediction.select(best).low_res_logits[:, 0] > 0
+            regions = refinement_regions(
+                target_masks, noisy_masks, refined_masks, valid, count_new_errors=self.count_new_errors
+            )
+            diagnostics |= {f"region_{name}": _mean(share) for name, share in regions.fractions(valid).items()}
+            if self.cmrl_weight > 0:
+                losses |= self._contrastive_losses(prediction.features, regions, valid, generator)
         return losses, diagnostics
 
     def _mask_losses(
@@ -170,13 +168,11 @@ class RefinementCriterion(nn.Module):
 
 
 def _iou_diagnostics(
-    prediction: MaskPrediction, target_masks: Tensor, noisy_masks: Tensor | None, valid: Tensor
+    prediction: MaskPrediction, target_masks: Tensor, noisy_masks: Tensor, valid: Tensor
 ) -> dict[str, Tensor]:
     """Mean IoU with the target of the mask that inference selects, and of the noisy mask that it came from."""
     selected = 1 + prediction.iou_predictions[:, 1:].argmax(dim=1)
     refined = _mean(mask_iou(prediction.select(selected).low_res_logits[:, 0] > 0, target_masks, valid))
-    if noisy_masks is None:
-        return {"iou_refined": refined}
     noisy = _mean(mask_iou(noisy_masks, target_masks, valid))
     return {"iou_noisy": noisy, "iou_refined": refined, "iou_gain": refined - noisy}
 

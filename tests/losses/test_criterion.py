@@ -58,10 +58,6 @@ def test_keys_with_and_without_cmrl():
     assert all(loss.requires_grad for loss in losses.values())
     assert not any(value.requires_grad for value in diagnostics.values())
 
-    losses, diagnostics = make_criterion()(prediction, targets, None, valid, generator=seeded())
-    assert losses.keys() == MASK_LOSSES
-    assert diagnostics.keys() == {"iou_refined"}
-
     losses, diagnostics = make_criterion(cmrl_weight=0)(prediction, targets, noisy_masks, valid, generator=seeded())
     assert losses.keys() == MASK_LOSSES
     assert diagnostics.keys() == gains | regions
@@ -77,9 +73,6 @@ def test_the_estimate_of_the_noisy_masks_iou_is_trained():
     torch.testing.assert_close(losses["loss_prompt_iou"], torch.tensor(3 * (0.9 - 0.4) ** 2))
     losses["loss_prompt_iou"].backward()
     torch.testing.assert_close(estimates.grad, torch.full((N,), 3 * 2 * 0.5 / N))
-
-    losses, _ = make_criterion()(prediction, targets, None, valid, generator=seeded())
-    assert losses.keys() == MASK_LOSSES
 
 
 @pytest.mark.parametrize("train_single_mask", [True, False])
@@ -174,7 +167,6 @@ def test_projector_is_not_run_without_cmrl():
     generator = seeded()
     state = generator.get_state()
     RefinementCriterion(projector=Unused(), cmrl_weight=0)(prediction, targets, noisy_masks, valid, generator=generator)
-    RefinementCriterion(projector=Unused())(prediction, targets, None, valid, generator=generator)
     assert torch.equal(generator.get_state(), state)
 
 
