@@ -221,5 +221,10 @@ class RefinementResult:
     def __len__(self) -> int:
         return self.masks.shape[0]
 
-    def __getitem__(self, index: Tensor | slice) -> RefinementResult:
+    def __getitem__(self, index: Tensor | slice | int) -> RefinementResult:
+        """The result of some of the masks; of a single one, as of Detectron2's `Instances`, by its number."""
+        if isinstance(index, int):
+            if not -len(self) <= index < len(self):
+                raise IndexError(f"No mask {index} among {len(self)}.")
+            index = slice(index, None, len(self))
         return RefinementResult(**{field.name: getattr(self, field.name)[index] for field in fields(self)})

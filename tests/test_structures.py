@@ -95,3 +95,22 @@ def test_refinement_results_of_unequal_lengths_are_refused() -> None:
     for name in ("status", "coarse_iou_predictions", "evidence", "predicted_gain"):
         with pytest.raises(AssertionError):
             dataclasses.replace(result, **{name: torch.zeros(3, *getattr(result, name).shape[1:])})
+
+
+def test_refinement_results_of_single_masks() -> None:
+    masks = torch.rand(3, 4, 5) > 0.5
+    result = RefinementResult(
+        masks=masks,
+        iou_predictions=torch.rand(3),
+        coarse_iou_predictions=torch.rand(3),
+        low_res_logits=torch.zeros(3, 0, 0),
+        status=torch.zeros(3).long(),
+        iou_trace=torch.zeros(3, 2),
+        change_trace=torch.zeros(3, 2),
+        evidence=torch.zeros(3, 4),
+        predicted_gain=torch.zeros(3),
+    )
+    assert [one.masks.equal(masks[i : i + 1]) and len(one) == 1 for i, one in enumerate(result)] == [True] * 3
+    assert result[-1].iou_predictions.equal(result.iou_predictions[2:])
+    with pytest.raises(IndexError, match="No mask 3 among 3"):
+        result[3]
