@@ -1,9 +1,9 @@
 """What the colours of an image say of a mask in it. Not in the paper; ours.
 
 A decoder learnt what objects look like from other images; what colours this one object has, only its own image tells.
-So GrabCut's colour models (Rother et al., SIGGRAPH 2004), as histograms, are asked too, and what they and the decoder
-say is drawn to the edges of the image by a guided filter (He et al., ECCV 2010). All of it lies in the low-resolution
-frame. Shape letters as in `structures`.
+So GrabCut's colour models (Rother et al., SIGGRAPH 2004), as histograms, are asked too, before the first pass and after
+each, and what they and the decoder say is drawn to the edges of the image by a guided filter (He et al., ECCV 2010).
+All of it lies in the low-resolution frame. Shape letters as in `structures`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ _PRIOR_PIXELS = 5.0
 
 _EDGE_VARIANCE = 1e-3
 """Of colours from 0 to 1 among neighbours, above which the guided filter takes what it sees for an edge."""
+
+_COARSE_LOGIT = 1.0
+"""How sure a coarse mask is of its pixels: it is right about three of four."""
 
 _LEAST_SHARE = 1e-6
 _LEAST_PROBABILITY = 1e-3
@@ -95,6 +98,20 @@ class WindowColors:
         odds = logits + weight * self.log_odds(logits.sigmoid())
         probabilities = self._filter(odds.sigmoid())
         return probabilities.clamp(_LEAST_PROBABILITY, 1 - _LEAST_PROBABILITY).logit()
+
+    def clean(self, masks: Tensor, weight: float) -> Tensor:
+        """Let colours have a say in coarse masks: what they find odd is not worth a decoder's attention.
+
+        Args:
+            masks: (N, s, s) float in [0, 1], share of each pixel that the mask covers; as in `correct` otherwise.
+            weight: as in `correct`.
+
+        Returns:
+            (N, s, s) float, 0 or 1; a mask that nothing would be left of stays as it was.
+        """
+        cleaned = (self.correct(_COARSE_LOGIT * (2 * masks - 1), weight) > 0) & self.valid
+        left = cleaned.flatten(1).any(1)
+        return torch.where(left[:, None, None], cleaned.to(masks.dtype), masks)
 
     def log_odds(self, probabilities: Tensor) -> Tensor:
         """How much more frequent a pixel's colour is on the object than off it.

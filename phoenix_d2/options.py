@@ -20,8 +20,8 @@ class RefineOptions:
             (paper B.3), or "mean", the mean logits of all, which bets on none where the prediction is unsure.
         stop_overlap: a mask goes through no more passes after one that left it with at least this IoU to what it was;
             at 1, which changes no result, after one that left it as it was (but the first, whose prompt is not binary).
-        color_weight: how much the colours of the image have to say beside the decoder, after each pass, see
-            `phoenix_d2.colors`; 0, as in the paper, is nothing.
+        color_weight: how much the colours of the image have to say beside the coarse mask, before the first pass, and
+            beside the decoder, after each; see `phoenix_d2.colors`. 0, as in the paper, is nothing.
         chunk_size: masks decoded together, which bounds the memory; see `masks_at_once` for None.
         zoom_small: refine masks that are too small for the low-resolution frame (under 16 of its
             pixels) on a window of their own around them; off, they are kept as they were.

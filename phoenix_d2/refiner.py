@@ -384,12 +384,15 @@ class MaskRefiner(nn.Module):
                 return self.decode(own, self.prompter.with_user_prompts(prompts, cues[rows]))
 
         def correct(logits: Tensor, rows: Tensor) -> Tensor:
-            if colors is None:
-                return logits
+            assert colors is not None
             own = colors if len(colors) == 1 else colors[rows]
             return own.correct(logits, options.color_weight)
 
-        passes = run_cascade(predict, soft_masks, valid, options, correct)
+        if colors is None:
+            passes = run_cascade(predict, soft_masks, valid, options)
+        else:
+            cleaned = colors.clean(soft_masks, options.color_weight)
+            passes = run_cascade(predict, cleaned, valid, options, correct)
         evidence = measure_evidence(
             soft_masks >= 0.5,
             passes.logits,

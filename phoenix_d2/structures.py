@@ -187,8 +187,8 @@ class RefinementResult:
         masks: (N, H, W) bool in the image frame.
         iou_predictions: (N,) float, predicted IoU of each refined mask, of rejected ones too; 0 for a mask
             that was kept for another reason.
-        coarse_iou_predictions: (N,) float, the decoder's estimate of the coarse masks' own IoU; NaN for a
-            mask that was not decoded, and where the decoder makes none.
+        coarse_iou_predictions: (N,) float, the decoder's estimate of the own IoU of the coarse masks, as the first pass
+            was asked with them; NaN for a mask that was not decoded, and where the decoder makes none.
         low_res_logits: (N, s, s) float, the last pass' logits in the frame it was decoded in (the
             window of a zoomed mask), of rejected masks too; 0 for a mask kept for another reason. (N, 0, 0) unless
             they were asked for, and from refiners that have none.

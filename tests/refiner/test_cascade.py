@@ -212,7 +212,7 @@ def test_stopping_at_equality_changes_nothing(refiner: MaskRefiner, monkeypatch:
     # a first pass is never the last: pass by pass, no mask ever leaves
 
     def pass_by_pass(
-        predict: Predict, soft_masks: Tensor, valid: Tensor, options: RefineOptions, correct: Correct
+        predict: Predict, soft_masks: Tensor, valid: Tensor, options: RefineOptions, correct: Correct | None = None
     ) -> CascadeResult:
         passes = []
         for _ in range(NUM_PASSES):

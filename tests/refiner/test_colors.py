@@ -56,6 +56,23 @@ def test_a_color_as_frequent_on_the_object_as_off_it_says_nothing() -> None:
     assert odds.abs().max() < 1e-4
 
 
+def test_a_coarse_mask_is_cleaned_by_colors() -> None:
+    target = rectangles((32, 32), (4, 4, 20, 20))
+    specks = torch.zeros_like(target)
+    specks[:, 1::4, 1::4] = True
+    coarse = target ^ specks
+    colors = WindowColors.of(painted(target), everywhere(target))
+    assert colors.clean(coarse.float(), 1.0).equal(target.float())
+
+
+def test_of_a_mask_something_is_left() -> None:
+    """A lone pixel is of the colour of all others: the filter would take it away."""
+    speck = rectangles((16, 16), (5, 5, 6, 6)).float()
+    colors = WindowColors.of(torch.full((1, 3, 16, 16), 0.4), everywhere(speck))
+    assert (colors.correct(2 * speck - 1, 1.0) <= 0).all()
+    assert colors.clean(speck, 1.0).equal(speck)
+
+
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_certainty_about_all_pixels_is_finite(probability: float) -> None:
     pixels, valid, _ = random_windows(1, 12)
@@ -130,6 +147,17 @@ def test_an_unsure_decoder_is_corrected(refiner: MaskRefiner, monkeypatch: pytes
     )
     assert unasked.equal(coarse)
     assert mask_iou(coarse, target) < 0.65 and mask_iou(asked, target) > 0.85
+
+
+def test_the_first_pass_is_asked_with_a_cleaned_mask(refiner: MaskRefiner, asked: list[Prompts]) -> None:
+    target = rectangles((SIDE, SIDE), (8, 8, 24, 24))
+    coarse = target.clone()
+    coarse[:, 2, 2] = True
+    image = (255 * painted(target)[0].clamp(0, 1)).to(torch.uint8)
+    for weight in (0.0, 1.0):
+        refiner.refine(image, coarse, options=RefineOptions(num_iters=1, color_weight=weight))
+    plain, cleaned = (prompts.mask_logits[0, 0] > 0 for prompts in asked if prompts.mask_logits is not None)
+    assert plain.equal(coarse[0]) and cleaned.equal(target[0])
 
 
 def test_colors_are_sorted_once_a_window_and_only_when_asked(
