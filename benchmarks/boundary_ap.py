@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> str:
     import cv2
 
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table, without_nan
+    from phoenix_d2.tables import format_table, without_nan
 
     cv2.setNumThreads(1)
     annotations, results = draw(args.images)
@@ -68,7 +68,7 @@ def run(args: argparse.Namespace) -> str:
         for style, comparison in figures["boundary"].items()
     ]
     heading = f"{args.images} images, {figures['objects']} objects, {figures['results']} results"
-    return "\n".join([heading, "", markdown_table(rows, float_format=".2f"), "", *verdicts])
+    return "\n".join([heading, "", format_table(rows, float_format=".2f"), "", *verdicts])
 
 
 def measure(annotations: dict[str, Any], results: list[dict[str, Any]], turns: int) -> dict[str, Any]:

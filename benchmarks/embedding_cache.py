@@ -57,7 +57,7 @@ def run(args: argparse.Namespace) -> str:
 
     from phoenix_d2.data.datasets.drawn import draw_dataset
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
+    from phoenix_d2.tables import format_table
 
     torch.set_num_threads(1)
     with TemporaryDirectory() as folder:
@@ -69,7 +69,7 @@ def run(args: argparse.Namespace) -> str:
             for zoomed in (False, True)
         ]
     write_json_atomically(args.output, rows)
-    return markdown_table(rows, float_format=".2f")
+    return format_table(rows, float_format=".2f")
 
 
 def measure(name: str, scenes: list[tuple[Any, Any]], *, zoomed: bool, folder: Path) -> dict[str, Any]:

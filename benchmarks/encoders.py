@@ -53,8 +53,9 @@ def run(args: argparse.Namespace) -> str:
 
     from tqdm import tqdm
 
-    from phoenix_d2.offline.report import markdown_table, staged_folder
+    from phoenix_d2.files import staged_folder
     from phoenix_d2.sam.encoders import ENCODERS, get_encoder
+    from phoenix_d2.tables import format_table
 
     names = args.encoders or list(ENCODERS)
     sizes = {name: get_encoder(name).check_input_size(args.input_size) for name in names}
@@ -65,7 +66,7 @@ def run(args: argparse.Namespace) -> str:
         # the peak memory of a process never falls
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows[name, size] = process.submit(measure, name, size).result()
-        table = markdown_table(list(rows.values()), float_format=".2f")
+        table = format_table(list(rows.values()), float_format=".2f")
         with staged_folder(args.output) as folder:
             (folder / "encoders.json").write_text(json.dumps(list(rows.values()), indent=1))
             (folder / "encoders.md").write_text(table + "\n")

@@ -65,7 +65,8 @@ def run(args: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from benchmarks.refine import measure
-    from phoenix_d2.offline.report import markdown_table, staged_folder
+    from phoenix_d2.files import staged_folder
+    from phoenix_d2.tables import format_table
 
     points = [("masks", n, n, (480, 640)) for n in args.masks]
     for megapixels in args.megapixels:
@@ -83,7 +84,7 @@ def run(args: argparse.Namespace) -> str:
     with staged_folder(args.output) as folder:
         (folder / "growth.json").write_text(json.dumps(rows, indent=1))
         _plot(rows, folder / "growth.png")
-    return markdown_table(rows, float_format=".2f")
+    return format_table(rows, float_format=".2f")
 
 
 def _plot(rows: list[dict[str, Any]], path: Path) -> None:

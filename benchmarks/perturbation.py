@@ -61,8 +61,8 @@ def run(args: argparse.Namespace) -> str:
     from benchmarks.refine import clock, scene, stubbed_refiner
     from phoenix_d2.attack import attackable_decoder
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
     from phoenix_d2.ops.masks import mask_iou
+    from phoenix_d2.tables import format_table
 
     torch.set_num_threads(1)
     refiner = stubbed_refiner("vit_b", device=args.device)
@@ -94,7 +94,7 @@ def run(args: argparse.Namespace) -> str:
         for name, value in seconds.items()
     ]
     write_json_atomically(args.output, rows)
-    return markdown_table(rows, float_format=".3g")
+    return format_table(rows, float_format=".3g")
 
 
 def _attack(decode: Any, target_masks: Any, num_embeddings: int, num_steps: int) -> Any:

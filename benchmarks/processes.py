@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> str:
 
     from phoenix_d2.data.datasets.drawn import draw_dataset
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
+    from phoenix_d2.tables import format_table
 
     # inherited by the processes that are measured
     os.environ["OMP_NUM_THREADS"] = "1"
@@ -73,7 +73,7 @@ def run(args: argparse.Namespace) -> str:
     write_json_atomically(args.output, figures)
     speed_up = ", ".join(f"{value:.2f} ({key})" for key, value in figures["speed_up"].items())
     return (
-        f"{markdown_table(rows, float_format='.2f')}\n\nStart {start:.2f} CPU s; {args.num_workers} workers are faster "
+        f"{format_table(rows, float_format='.2f')}\n\nStart {start:.2f} CPU s; {args.num_workers} workers are faster "
         f"than one by {speed_up}."
     )
 

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
+    from phoenix_d2.tables import format_table
 
     settings = {"passes": args.passes, "repeats": args.repeats, "device": args.device, "chunk_size": args.chunk_size}
     rows = []
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> str:
         with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as process:
             rows.append(process.submit(measure, num_masks, **settings).result())
         write_json_atomically(args.output, rows)
-    return markdown_table(rows, float_format=".1f")
+    return format_table(rows, float_format=".1f")
 
 
 def measure(

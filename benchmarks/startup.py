@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> str:
     from tqdm import tqdm
 
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
+    from phoenix_d2.tables import format_table
 
     commands = {name: ["-c", code] for name, code in _CODE.items()}
     tools = sorted((_ROOT / "tools").glob("*.py"))
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> str:
         seconds[name] = min(cpu_seconds(commands[name]), seconds.get(name, float("inf")))
     rows = [_row(name, value, seconds[_TORCH]) for name, value in seconds.items()]
     write_json_atomically(args.output, rows)
-    return markdown_table(rows, float_format=".2f")
+    return format_table(rows, float_format=".2f")
 
 
 def cpu_seconds(arguments: list[str]) -> float:

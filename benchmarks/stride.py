@@ -59,12 +59,12 @@ def main(argv: list[str] | None = None) -> None:
 def run(args: argparse.Namespace) -> str:
     """Measure, write the figures, return a table of them."""
     from phoenix_d2.data.mask_json import load_annotations, write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
+    from phoenix_d2.tables import format_table
 
     masks = list(read_masks(load_annotations(args.annotations), args.max_masks))
     rows = measure(masks, input_size=args.input_size, strides=args.strides, zooms=args.zoom_below)
     write_json_atomically(args.output, rows)
-    return markdown_table(rows)
+    return format_table(rows)
 
 
 def read_masks(annotations: Any, max_masks: int) -> Iterator[NDArray[np.bool_]]:

@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> str:
 
     from phoenix_d2.config import load_config
     from phoenix_d2.data.mask_json import write_json_atomically
-    from phoenix_d2.offline.report import markdown_table
+    from phoenix_d2.tables import format_table
 
     torch.set_num_threads(1)
     cfg = load_config(args.config)
@@ -80,7 +80,7 @@ def run(args: argparse.Namespace) -> str:
     overhead = sum(seconds[part] for part in _OVERHEAD)
     rows.append({"part": ", ".join(_OVERHEAD), "ms a step": 1e3 * overhead / args.steps, "share": overhead / total})
     write_json_atomically(args.output, rows)
-    return markdown_table(rows, float_format=".3g")
+    return format_table(rows, float_format=".3g")
 
 
 def measure(cfg: Any, folder: Path, *, weights: str, num_steps: int, num_images: int) -> dict[str, float]:
