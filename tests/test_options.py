@@ -23,6 +23,7 @@ from phoenix_d2.options import RefineOptions
         ({"window_scale": -1.0}, "window_scale must be 0, which is off, or"),
         ({"window_scale": 0.001}, "at least 0.1, got 0.001"),
         ({"stop_overlap": 0.0}, "stop_overlap is an IoU"),
+        ({"color_weight": -0.5}, "color_weight must be at least 0"),
         ({"candidate": "worst"}, "Unknown candidate 'worst': expected one of best, mean"),
         ({"gate": "on"}, "Unknown gate 'on': expected one of auto"),
         ({"gate_min_iou": 50.0}, "must be from 0 to 1"),
