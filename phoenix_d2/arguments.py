@@ -151,13 +151,13 @@ def add_job_arguments(parser: ArgumentParser) -> None:
     """Which records of a mask file are refined; the options of `phoenix_d2.offline.job.plan_job`."""
     parser.add_argument(
         "--max-images", type=positive_int, metavar="N",
-        help="refine and write the records of N images, drawn at random, to see what becomes of them first",
+        help="refine and write the valid records of N of their images, drawn at random, to see first what comes of it",
     )  # fmt: skip
     parser.add_argument(
         "--skip-invalid",
         action="store_true",
-        help="leave records with mistakes, and those whose image is missing or of another size, as they are, and name "
-        "the first few; without it, they are errors",
+        help="leave records whose mask, image or category is wrong, and those whose image is missing or of another "
+        "size, as they are, and name the first few; without it, they are errors, as ids that are not unique are anyway",
     )
 
 

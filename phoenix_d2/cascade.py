@@ -90,7 +90,7 @@ def run_cascade(
         result.unanimity[going] = torch.where(alive, _unanimity(candidates, inside), result.unanimity[going])
         result.logits[going] = torch.where(alive[:, None, None], logits, result.logits[going])
         masks[going] = torch.where(alive[:, None, None], new_masks.to(given.dtype), given)
-        # the first pass is given shares of pixels, the second one whole pixels: an equal mask is another prompt
+        # the first pass may be given shares of pixels, the second is given whole ones: an equal mask is another prompt
         may_stop = t > 0 or options.stop_overlap < 1
         going = going[alive & (change < options.stop_overlap if may_stop else True)]
         if not len(going):

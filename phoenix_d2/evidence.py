@@ -31,7 +31,8 @@ EVIDENCE = (
 )
 """Kinds of evidence on a pair of masks, in the order of columns:
 
-- refined_iou, coarse_iou: the decoder's estimates of the IoU of both masks; NaN where it makes none of the coarse one.
+- refined_iou, coarse_iou: the decoder's estimates of the IoU of both masks, of the coarse one as the first pass was
+  asked with it; NaN where it makes none of that.
 - overlap: IoU of the two masks.
 - agreement: IoU of the refined mask with that of the pass before; NaN after a single pass.
 - expected_refined_iou, expected_coarse_iou: IoU of both masks with the probabilities that the logits stand for.

@@ -385,7 +385,8 @@ class MaskRefiner(nn.Module):
 
         def correct(logits: Tensor, rows: Tensor) -> Tensor:
             assert colors is not None
-            own = colors if len(colors) == 1 else colors[rows]
+            # all that still go are, in order, all there are
+            own = colors if len(colors) in (1, len(rows)) else colors[rows]
             return own.correct(logits, options.color_weight)
 
         if colors is None:
@@ -451,16 +452,23 @@ class MaskRefiner(nn.Module):
         else:
             embeddings, _ = self.cached_encoder.encode(resized)
         valid = torch.cat([frame.valid_mask(self.device) for frame in frames])
-        pixels = F.avg_pool2d(windows, self.stride)
-        rgb = (pixels * self.pixel_std + self.pixel_mean) / 255
-        colors = WindowColors.of(rgb, valid) if options.color_weight else None
-        return _WindowFeatures(embeddings, edge_strength(pixels, valid), colors)
+        low_res = F.avg_pool2d(windows, self.stride)
+        colors = None
+        if options.color_weight:
+            # the last row and column of an image may share their low-resolution pixels with padding
+            inside = torch.stack([self._pad(torch.ones_like(pixels[:1], dtype=windows.dtype)) for pixels in resized])
+            shares = F.avg_pool2d(inside, self.stride).clamp(min=1e-6)
+            colors = WindowColors.of((low_res / shares * self.pixel_std + self.pixel_mean) / 255, valid)
+        return _WindowFeatures(embeddings, edge_strength(low_res, valid), colors)
 
     def _normalise(self, pixels: Tensor) -> Tensor:
         """Normalise and pad (3, h, w) pixels of the model input: (3, S, S) float."""
-        normalised = (pixels.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std
-        height, width = normalised.shape[-2:]
-        return F.pad(normalised, (0, self.input_size - width, 0, self.input_size - height))
+        return self._pad((pixels.to(self.pixel_mean) - self.pixel_mean) / self.pixel_std)
+
+    def _pad(self, pixels: Tensor) -> Tensor:
+        """Pad (C, h, w) pixels of the model input with 0: (C, S, S)."""
+        height, width = pixels.shape[-2:]
+        return F.pad(pixels, (0, self.input_size - width, 0, self.input_size - height))
 
     def _autocast(self) -> AbstractContextManager[Any]:
         """Half precision for the network on a GPU, if `half_precision` says so; else as the caller has it."""

@@ -6,8 +6,10 @@ s the side of the low-resolution frame, H x W the image frame.
 
 from __future__ import annotations
 
+import operator
 from dataclasses import dataclass, fields, replace
 from enum import IntEnum
+from typing import SupportsIndex
 
 import torch
 from torch import Tensor
@@ -221,9 +223,10 @@ class RefinementResult:
     def __len__(self) -> int:
         return self.masks.shape[0]
 
-    def __getitem__(self, index: Tensor | slice | int) -> RefinementResult:
+    def __getitem__(self, index: Tensor | slice | SupportsIndex) -> RefinementResult:
         """The result of some of the masks; of a single one, as of Detectron2's `Instances`, by its number."""
-        if isinstance(index, int):
+        if not isinstance(index, slice) and getattr(index, "ndim", 0) == 0:
+            index = operator.index(index)
             if not -len(self) <= index < len(self):
                 raise IndexError(f"No mask {index} among {len(self)}.")
             index = slice(index, None, len(self))

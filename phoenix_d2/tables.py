@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from tabulate import tabulate
 
 
@@ -41,4 +42,4 @@ def _cell(value: Any, float_format: str) -> str:
     value = without_nan(value)
     if value is None:
         return "-"
-    return format(value, float_format) if isinstance(value, float) else str(value)
+    return format(value, float_format) if isinstance(value, float | np.floating) else str(value)

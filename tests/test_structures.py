@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -111,6 +112,8 @@ def test_refinement_results_of_single_masks() -> None:
         predicted_gain=torch.zeros(3),
     )
     assert [one.masks.equal(masks[i : i + 1]) and len(one) == 1 for i, one in enumerate(result)] == [True] * 3
-    assert result[-1].iou_predictions.equal(result.iou_predictions[2:])
+    for last in (-1, np.int64(2), torch.tensor(2)):
+        assert result[last].iou_predictions.equal(result.iou_predictions[2:])
+    assert len(result[torch.tensor([True, False, True])]) == len(result[:2]) == 2
     with pytest.raises(IndexError, match="No mask 3 among 3"):
         result[3]

@@ -66,7 +66,10 @@ def main(argv: list[str] | None = None) -> None:
             check_output(args.output, [args.annotations, *args.results])
         scores = evaluate(args)
         if not scores["objects"]:
-            raise ValueError(f"{args.annotations} holds no objects but crowds: there is nothing to score against.")
+            where = "On the images that count, " if args.common_images else ""
+            raise ValueError(
+                f"{where}{args.annotations} holds no objects but crowds: there is nothing to score against."
+            )
         if args.output:
             write_json_atomically(args.output, without_nan(scores))
     print(scores_table(rows(scores["files"]), markdown=args.markdown))
@@ -97,10 +100,14 @@ def evaluate(args: argparse.Namespace) -> dict[str, Any]:
         images = set.intersection(*({record["image_id"] for record in records} for records, _ in predictions.values()))
         if not images:
             raise ValueError(f"No image has masks in all of {', '.join(predictions)}: omit --common-images.")
+        known = {category["id"] for category in annotations["categories"]}
         annotations = only_images(annotations, images)
         for name, (records, num_left_out) in predictions.items():
             common = [record for record in records if record["image_id"] in images]
-            predictions[name] = common, num_left_out + len(records) - len(common)
+            # those of other categories are counted already
+            num_judged = sum(args.style == "coco" or record["category_id"] in known for record in records)
+            num_common = sum(args.style == "coco" or record["category_id"] in known for record in common)
+            predictions[name] = common, num_left_out + num_judged - num_common
     files: dict[str, Any] = {}
     for name, (records, num_left_out) in (progress := tqdm(predictions.items(), unit="file", disable=None)):
         progress.set_postfix_str(f"{name}, {len(records)} masks")

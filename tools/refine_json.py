@@ -86,7 +86,11 @@ def run(args: argparse.Namespace) -> None:
 
     check_output(args.output, (args.input, args.annotations))
     job = plan_job(
-        args.input, image_folder=args.images, annotation_file=args.annotations, skip_invalid=args.skip_invalid
+        args.input,
+        image_folder=args.images,
+        annotation_file=args.annotations,
+        skip_invalid=args.skip_invalid,
+        max_images=args.max_images,
     )
     journal = Journal(args.output, shard=args.shard)
     options = run_options(args, update_boxes=args.update_boxes)

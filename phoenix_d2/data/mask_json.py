@@ -8,8 +8,8 @@ in the file, so that fields which this package does not know travel along untouc
 from __future__ import annotations
 
 import json
-import math
 import os
+import sys
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -380,10 +380,11 @@ def _check_mask_record(
     image_id, category_id = record["image_id"], record["category_id"]
     where = f"{where} (image {image_id!r})"
     if sizes is not None and image_id not in sizes:
-        alike = [known for known in sizes if str(known) == str(image_id)]
+        # an id that differs in its kind alone
+        other = str(image_id) if not isinstance(image_id, str) else _number(image_id)
         remedy = (
-            f"It has {alike[0]!r}: write both alike."
-            if alike
+            f"It has {other!r}: write both alike."
+            if other in sizes
             else "Use the annotation file that the record was made for."
         )
         raise ValueError(f"{where}: no such image among the {len(sizes)} images of the annotation file. {remedy}")
@@ -404,9 +405,15 @@ def _check_mask_record(
         raise ValueError(f"{where}: {error}") from error
 
 
+def _number(text: str) -> int | None:
+    """The whole number that a text writes, if any."""
+    return int(text) if text.isdecimal() else None
+
+
 def _check_score(result: Record, where: str) -> None:
     score = result.get("score")
-    if isinstance(score, bool) or not isinstance(score, int | float) or not math.isfinite(score):
+    # NaN fails any comparison
+    if isinstance(score, bool) or not (isinstance(score, int | float) and abs(score) <= sys.float_info.max):
         raise ValueError(
             f"{where} (image {result['image_id']!r}): score must be a finite number, found {score!r}. "
             "Correct the model or script that wrote it; a mask without a score of its own may have 1.0."

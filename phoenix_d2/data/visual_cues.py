@@ -13,6 +13,7 @@ take no prompts do not read them.
 from __future__ import annotations
 
 import math
+import sys
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from typing import Any, TypeAlias
@@ -120,4 +121,4 @@ def _is_list(value: Any) -> bool:
 
 
 def _are_finite(values: Iterable[Any]) -> bool:
-    return all(isinstance(value, int | float) and math.isfinite(value) for value in values)
+    return all(isinstance(value, int | float) and abs(value) <= sys.float_info.max for value in values)

@@ -94,7 +94,9 @@ class CleanedAnnotation:
         }
 
 
-def plan_cleaning(input_file: PathLike, *, image_folder: str | Path, **options: Any) -> RefinementJob:
+def plan_cleaning(
+    input_file: PathLike, *, image_folder: str | Path, skip_invalid: bool = False, max_images: int | None = None
+) -> RefinementJob:
     """`plan_job` of an annotation file; arguments and errors as there.
 
     Raises:
@@ -106,7 +108,7 @@ def plan_cleaning(input_file: PathLike, *, image_folder: str | Path, **options: 
                 f"{input_file} is a list, as results files are; expected an annotation file, a dict with 'images', "
                 "'annotations' and 'categories'. Refine results with tools/refine_json.py."
             )
-    return plan_job(input_file, image_folder=image_folder, **options)
+    return plan_job(input_file, image_folder=image_folder, skip_invalid=skip_invalid, max_images=max_images)
 
 
 def clean_annotations(
@@ -180,8 +182,10 @@ class ChangeReport:
             before: its record in the input.
             cleaned: what became of it.
         """
-        category = "unknown" if cleaned.verdict == Verdict.INVALID else before["category_id"]
-        self._verdicts[category][cleaned.verdict] += 1
+        category = before.get("category_id")
+        # of an invalid one, it may be anything
+        is_id = isinstance(category, str | int | float)
+        self._verdicts[category if is_id else "unknown"][cleaned.verdict] += 1
         if cleaned.verdict != Verdict.REFINED:
             return
         self._sum_of_ious += cleaned.iou

@@ -21,6 +21,7 @@ from phoenix_d2.data.mask_json import (
     image_sizes,
     is_results,
     load_annotations,
+    only_images,
     read_json,
     refuse,
     result_mistakes,
@@ -92,7 +93,8 @@ class RefinementJob:
     Attributes:
         data: the parsed file.
         tasks: one for each image with masks to refine, in the order of their first records.
-        hashes: SHA-256 of the files that it was planned from, "input" and "annotations" (None without one).
+        hashes: SHA-256 of the files that it was planned from, "input" and "annotations" (None without one), and how
+            many "images drawn" where not all are.
         mistakes: what is wrong with records that were left out for it, by their places in the file's list.
     """
 
@@ -178,8 +180,9 @@ def plan_job(
         image_folder: what an image's "file_name" is relative to, or where it has none, as in LVIS, the last two parts
             of its "coco_url".
         annotation_file: lists the images of a results file.
-        skip_invalid: leave out records with a mistake, and those whose image is missing or of another size.
-        max_images: make it a job on the valid records of so many images, drawn at random; all when None.
+        skip_invalid: leave out records with a mistake, and those whose image is missing or of another size. Ids that
+            are missing or not unique, and mistakes in the list of images or in `annotation_file`, stay errors.
+        max_images: make it a job on the valid records of so many of their images, drawn at random; all when None.
 
     Raises:
         OSError: a file cannot be opened.
@@ -217,15 +220,18 @@ def plan_job(
     for task in tasks:
         if problem := image_problem(task.image_id, task.path, task.size):
             mistakes |= dict.fromkeys(task.places, problem)
-    tasks = tuple(task for task in tasks if task.places[0] not in mistakes)
-    return RefinementJob(data, tasks, hashes, mistakes)
+    usable = tuple(task for task in tasks if task.places[0] not in mistakes)
+    if tasks and not usable:
+        check_images(((task.image_id, task.path, task.size) for task in tasks), image_folder)
+    return RefinementJob(data, usable, hashes, mistakes)
 
 
 def _draw(data: Any, image_list: Record, mistakes: Collection[int], max_images: int) -> Any:
-    """The valid records of some images, as a file of the kind that `data` is."""
+    """The valid records of some images that have any, as a file of the kind that `data` is."""
     records = data if is_results(data) else data["annotations"]
     valid = [record for place, record in enumerate(records) if place not in mistakes]
-    drawn = draw_images({**image_list, "annotations": valid}, max_images)
+    with_masks = {record["image_id"] for record in valid if not _is_crowd(record)}
+    drawn = draw_images(only_images({**image_list, "annotations": valid}, with_masks), max_images)
     return drawn["annotations"] if is_results(data) else drawn
 
 

@@ -94,20 +94,30 @@ def test_what_is_invalid_is_left_out_when_asked(dataset):
     assert job.summary(nothing).splitlines()[0].endswith("0 refined, 6 kept (2 too small, 3 invalid, 1 crowd)")
 
 
+def test_a_folder_without_any_of_the_images_is_no_success(dataset, tmp_path):
+    with pytest.raises(ValueError, match=r"2 image\(s\) cannot be used(.|\n)*Check that"):
+        plan_job(dataset.path, image_folder=tmp_path / "elsewhere", skip_invalid=True)
+
+
 def test_a_job_on_some_of_the_images(dataset, tmp_path):
     whole = plan_job(dataset.path, image_folder=dataset.folder)
     job = plan_job(dataset.path, image_folder=dataset.folder, max_images=2)
     drawn = {image["id"] for image in job.data["images"]}
-    assert len(drawn) == 2 and drawn != {1, 2}
+    assert drawn == {1, 2}, "image 3 has no mask"
+    (image_id,) = {
+        image["id"] for image in plan_job(dataset.path, image_folder=dataset.folder, max_images=1).data["images"]
+    }
+    job = plan_job(dataset.path, image_folder=dataset.folder, max_images=1)
+    drawn = {image_id}
     assert job.records == [record for record in dataset.data["annotations"] if record["image_id"] in drawn]
-    assert [task.image_id for task in job.tasks] == [id_ for id_ in (1, 2) if id_ in drawn]
+    assert [task.image_id for task in job.tasks] == [image_id]
     assert job.data["categories"] == dataset.data["categories"] and job.hashes != whole.hashes
 
     path = tmp_path / "results.json"
     results = results_of(dataset.data)
     results[0]["segmentation"] = results[1]["segmentation"] = None
     path.write_text(json.dumps(results))
-    options = {"image_folder": dataset.folder, "annotation_file": dataset.path, "max_images": 2}
+    options = {"image_folder": dataset.folder, "annotation_file": dataset.path, "max_images": 1}
     with pytest.raises(ValueError, match="2 records have mistakes"):
         plan_job(path, **options)
     job = plan_job(path, **options, skip_invalid=True)

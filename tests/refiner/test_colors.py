@@ -174,6 +174,19 @@ def test_colors_are_sorted_once_a_window_and_only_when_asked(
     assert windows == [1, 1]
 
 
+def test_padding_has_no_color(refiner: MaskRefiner, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of 81 rows of an image that is 128 columns wide, the last shares its low-resolution pixels with padding."""
+    seen: list[WindowColors] = []
+    sort = WindowColors.of
+    monkeypatch.setattr(WindowColors, "of", lambda pixels, valid: seen.append(sort(pixels, valid)) or seen[-1])
+    image = torch.full((3, 81, 128), 250, dtype=torch.uint8)
+    masks = rectangles((81, 128), (20, 20, 100, 70))
+    refiner.refine(image, masks, options=RefineOptions(num_iters=1, color_weight=0.5))
+    (colors,) = seen
+    assert colors.valid[0, :, 0].sum() == 21
+    assert colors.pixels[:, :, :21].min() == pytest.approx(250 / 255, abs=1e-3)
+
+
 def test_samrefiner_asks_no_colors(refiner: MaskRefiner) -> None:
     refiner.options = replace(refiner.options, color_weight=0.5)
     assert training_free(PhoenixRefiner(refiner)).options.color_weight == 0

@@ -27,6 +27,14 @@ def test_only_segmentations_change(case, results, capsys):
     assert sorted(path.name for path in case.output.parent.iterdir()) == ["coarse.json", "refined.json"]
 
 
+def test_some_images_first(case, results, capsys):
+    refined = case.run("--max-images", "2")
+    drawn = {record["image_id"] for record in refined}
+    expected = [record for record in results if record["image_id"] in drawn]
+    assert len(drawn) == 2 and without(refined, "segmentation") == without(expected, "segmentation")
+    assert f"{len(refined)} masks in 2 images: " in capsys.readouterr().out
+
+
 def test_annotations_of_every_form(case, drawn, capsys):
     data = json.loads(drawn.annotation_file.read_text())
     data["annotations"] = records = data["annotations"][:6]
