@@ -46,7 +46,7 @@ While it runs, finished images are kept in OUTPUT.partial, a folder beside the o
 on any number of workers and machines and yields the same file. Shards only ever add files of their own to that
 folder, and refuse to go on with the images of another command. On a CPU, the last bits of sums depend on the
 threads of a worker, by default the cores divided by the workers: set OMP_NUM_THREADS, the threads of each, for the
-same bytes with another number of workers.
+same bytes with another number of workers. On a GPU, sums of colours may differ in their last bits anyway.
 """
 
 
