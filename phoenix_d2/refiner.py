@@ -383,15 +383,15 @@ class MaskRefiner(nn.Module):
             with self._autocast():
                 return self.decode(own, self.prompter.with_user_prompts(prompts, cues[rows]))
 
-        def correct(logits: Tensor, rows: Tensor) -> Tensor:
-            assert colors is not None
-            # all that still go are, in order, all there are
-            own = colors if len(colors) in (1, len(rows)) else colors[rows]
-            return own.correct(logits, options.color_weight)
-
         if colors is None:
             passes = run_cascade(predict, soft_masks, valid, options)
         else:
+
+            def correct(logits: Tensor, rows: Tensor) -> Tensor:
+                # as many rows as windows are all of them: masks that leave the cascade never come back
+                own = colors if len(colors) in (1, len(rows)) else colors[rows]
+                return own.correct(logits, options.color_weight)
+
             cleaned = colors.clean(soft_masks, options.color_weight)
             passes = run_cascade(predict, cleaned, valid, options, correct)
         evidence = measure_evidence(
@@ -444,6 +444,7 @@ class MaskRefiner(nn.Module):
         return blended > 0.5
 
     def _encode_windows(self, image: Tensor, frames: Sequence[Frame], options: RefineOptions) -> _WindowFeatures:
+        """What is to be known of windows of a (3, H, W) image, of their colours only where options ask them."""
         resized = [frame.image_to_input(image) for frame in frames]
         windows = torch.stack([self._normalise(pixels) for pixels in resized])
         if self.cached_encoder is None:

@@ -98,7 +98,7 @@ def check_annotations(data: Any, *, source: PathLike, check_categories: bool = F
 
 
 def annotation_mistakes(data: Any, *, source: PathLike, check_categories: bool = False) -> dict[int, str]:
-    """What is wrong with each of the records of parsed annotations, by its place among them; see `check_annotations`.
+    """What is wrong with records of parsed annotations, by the places of those that are wrong; see `check_annotations`.
 
     Raises:
         ValueError: something else is wrong with the file, or the ids of its records are.
@@ -144,7 +144,7 @@ def check_results(
 def result_mistakes(
     data: Any, *, source: PathLike, annotations: Record | None = None, check_categories: bool = False
 ) -> dict[int, str]:
-    """What is wrong with each of parsed results, by its place among them; see `check_results`.
+    """What is wrong with parsed results, by the places of those that are wrong; see `check_results`.
 
     Raises:
         ValueError: they are no list.
@@ -204,7 +204,12 @@ def draw_images(annotations: Record, max_images: int | None, *, seed: int = 0) -
 
 
 def only_images(annotations: Record, image_ids: Collection[Any]) -> Record:
-    """The part of an annotation file that is of some images, its order as it was."""
+    """The part of an annotation file that is of some images, its order as it was.
+
+    Args:
+        annotations: content of the file.
+        image_ids: of those images; ids that it lacks do not matter.
+    """
     images = [image for image in annotations["images"] if image["id"] in image_ids]
     records = [annotation for annotation in annotations["annotations"] if annotation["image_id"] in image_ids]
     return {**annotations, "images": images, "annotations": records}
